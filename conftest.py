@@ -1,0 +1,22 @@
+"""Names that docstring examples use without importing them, and the laws of the test run."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import reweight_jax as rw
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile thousands of small programs and run each once: compile fast rather than well.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict) -> None:
+  doctest_namespace.update(jax=jax, jnp=jnp, np=np, optax=optax, rw=rw)

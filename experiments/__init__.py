@@ -1,0 +1,1 @@
+"""Experiments: one question a file. `run(config)` does the work, `main` only parses flags."""

@@ -1,0 +1,50 @@
+"""Progress: one bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+  """Counts the steps of a whole command.
+
+  On a terminal a bar shows the run at hand and the time left. Elsewhere a line is printed when a
+  run ends, and every `seconds_between_lines` during long ones.
+  """
+
+  def __init__(self, total_steps: int, *, seconds_between_lines: float = 20.0):
+    self._bar = tqdm(
+      total=total_steps, unit="step", unit_scale=True, disable=None, dynamic_ncols=True, leave=False
+    )
+    self._seconds = seconds_between_lines
+    self._last_line = time.monotonic()
+    self._name = ""
+    self._text = ""
+
+  def begin(self, name: str) -> None:
+    """Names the run at hand."""
+    self._name, self._text = name, ""
+    self._bar.set_description(name)
+
+  def advance(self, num_steps: int, text: str = "") -> None:
+    """Counts steps of the run at hand; a text replaces the one shown."""
+    self._bar.update(num_steps)
+    if text:
+      self._text = text
+      self._bar.set_postfix_str(text)
+      if self._bar.disable and time.monotonic() - self._last_line > self._seconds:
+        self._print()
+
+  def end(self) -> None:
+    """Says how the run at hand ended."""
+    if self._bar.disable and self._text:
+      self._print()
+
+  def close(self) -> None:
+    """Takes the bar away."""
+    self._bar.close()
+
+  def _print(self) -> None:
+    print(f"{self._name}: {self._text}", file=sys.stderr, flush=True)
+    self._last_line = time.monotonic()

@@ -1,0 +1,140 @@
+"""What a finished command says: rows of a table, a summary in JSON and Markdown, pictures."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import reweight_jax as rw
+from reweight_jax import runlog
+
+COLUMNS = {
+  "last": "last step",
+  "selected": "selected on noisy validation",
+  "best": "best seen (not a result)",
+}
+
+
+def run_result(folder: pathlib.Path) -> dict[str, Any]:
+  """The numbers of one finished run, read from its files; accuracies on the clean test set."""
+  rows = runlog.read_rows(folder / "metrics.jsonl")
+  test = [row["test_accuracy"] for row in rows]
+  validation = [row["validation_accuracy"] for row in rows]
+  has_validation = validation[0] is not None
+  selected = int(np.argmax(validation)) if has_validation else None
+  with np.load(folder / "weights.npz") as weights:
+    correct, mean = ~weights["is_noisy"], weights["mean_weight"]
+  known = np.isfinite(mean) & (0 < correct.mean() < 1)
+  return {
+    "last": test[-1],
+    "selected": None if selected is None else test[selected],
+    "selected_step": None if selected is None else rows[selected]["step"],
+    "best": max(test),
+    "weight_auroc": _number(rw.metrics.auroc, mean[known], correct[known]),
+    "weight_average_precision": _number(rw.metrics.average_precision, mean[known], correct[known]),
+    "effective_sample_size": float(np.mean([row["effective_sample_size"] for row in rows])),
+    "zero_weight_share": float(np.mean([row["zero_weight_share"] for row in rows])),
+    "all_zero_batches": sum(row["all_zero_batches"] for row in rows),
+    "realized_noise_rate": float(1 - correct.mean()),
+    "steps": rows[-1]["step"],
+  }
+
+
+def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+  """Mean and standard deviation over seeds of every number, for every method."""
+
+  def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    if not known:
+      return {"mean": None, "std": None}
+    # The sample's standard deviation; one seed has none.
+    return {"mean": np.mean(known), "std": np.std(known, ddof=1) if len(known) > 1 else None}
+
+  return {
+    method: {name: spread([seed[name] for seed in seeds]) for name in seeds[0]} | {"runs": seeds}
+    for method, seeds in results.items()
+  }
+
+
+def markdown_table(summary: Mapping[str, Any]) -> str:
+  """The summary as a table: accuracies in percent, mean and standard deviation over seeds."""
+  head = ["method", *COLUMNS.values(), "AUROC of weights", "zero weights", "effective batch"]
+  lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+  for method, numbers in summary.items():
+    cells = [method, *(_percent(numbers[name]) for name in COLUMNS)]
+    cells += [_plain(numbers["weight_auroc"], ".2f"), _percent(numbers["zero_weight_share"])]
+    cells += [_plain(numbers["effective_sample_size"], ".0f")]
+    lines.append(" | ".join(cells))
+  return "".join(f"| {line} |\n" for line in lines)
+
+
+def write_run_plot(folder: pathlib.Path) -> None:
+  """Draws a run's accuracy curve and weight histogram into plots/run.png."""
+  (folder / "plots").mkdir(exist_ok=True)
+  name = folder.parent.name
+  draw_summary(folder / "plots" / "run.png", {f"{name}, {folder.name}": {name: [folder]}}, name)
+
+
+def draw_summary(
+  path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[pathlib.Path]]], weighted: str
+) -> None:
+  """Draws for every panel the accuracy curves of its methods and the weights of one of them.
+
+  Args:
+    path: the PNG to write.
+    panels: title -> method -> folders of its runs.
+    weighted: the method whose weights are shown, all seeds together.
+  """
+  figure, axes = _figure(2 * len(panels))
+  for i, (title, methods) in enumerate(panels.items()):
+    curves = {method: [_curve(folder) for folder in folders] for method, folders in methods.items()}
+    rw.plotting.accuracy_curves(axes[2 * i], curves)
+    axes[2 * i].set_title(title)
+    ledgers = [np.load(folder / "weights.npz") for folder in methods[weighted]]
+    is_noisy = np.concatenate([entries["is_noisy"] for entries in ledgers])
+    rw.plotting.weight_histogram(
+      axes[2 * i + 1],
+      np.concatenate([entries["mean_weight"] for entries in ledgers]),
+      is_noisy if is_noisy.any() else None,
+    )
+    axes[2 * i + 1].set_title(f"weights given by {weighted}, {len(ledgers)} seed(s)")
+  _save(figure, path)
+
+
+def _curve(folder: pathlib.Path) -> tuple[list[int], list[float]]:
+  rows = runlog.read_rows(folder / "metrics.jsonl")
+  return [row["step"] for row in rows], [row["test_accuracy"] for row in rows]
+
+
+def _figure(num_axes: int) -> tuple[Any, Any]:
+  # The object interface, not pyplot: no global state, no display needed.
+  from matplotlib.figure import Figure
+
+  num_rows = num_axes // 2
+  figure = Figure(figsize=(11, 4 * num_rows))
+  # Fixed margins: a layout engine would take longer than a short run.
+  figure.subplots_adjust(0.07, 0.14 / num_rows, 0.98, 1 - 0.1 / num_rows, 0.2, 0.35)
+  return figure, figure.subplots(num_rows, 2, squeeze=False).ravel()
+
+
+def _save(figure: Any, path: pathlib.Path) -> None:
+  figure.savefig(path, dpi=100)
+
+
+def _number(metric: Any, scores: np.ndarray, positive: np.ndarray) -> float | None:
+  """A metric of weights; None where it says nothing: no wrong labels, or all weights equal."""
+  if not len(scores) or np.ptp(scores) == 0:
+    return None
+  return float(metric(scores, positive))
+
+
+def _percent(value: Mapping[str, float | None]) -> str:
+  if value["mean"] is None:
+    return "-"
+  mean = f"{100 * value['mean']:.1f}"
+  return mean if value["std"] is None else f"{mean} ± {100 * value['std']:.1f}"
+
+
+def _plain(value: Mapping[str, float | None], form: str) -> str:
+  return "-" if value["mean"] is None else f"{value['mean']:{form}}"

@@ -1,0 +1,53 @@
+"""Checks at the doors of public functions: of plain numbers and shapes, never of tracers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_number(
+  name: str,
+  value: Any,
+  *,
+  at_least: float = -math.inf,
+  above: float = -math.inf,
+  at_most: float = math.inf,
+  below: float = math.inf,
+) -> None:
+  """Raises ValueError if a plain number is outside its range; arrays and tracers pass unread."""
+  if isinstance(value, bool) or value is None or isinstance(value, str):
+    raise TypeError(f"{name} expects a number, got {value!r}.")
+  if not isinstance(value, (int, float)):
+    return
+  if not (value >= at_least and value > above and value <= at_most and value < below):
+    limits = [
+      text
+      for bound, text in (
+        (at_least, f">= {at_least:g}"),
+        (above, f"> {above:g}"),
+        (at_most, f"<= {at_most:g}"),
+        (below, f"< {below:g}"),
+      )
+      if math.isfinite(bound)
+    ] or ["that is not NaN"]
+    raise ValueError(f"{name} expects a number {' and '.join(limits)}, got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  """Raises ValueError if a word is not one of the choices."""
+  if value not in choices:
+    raise ValueError(f"{name} expects one of {', '.join(choices)}; got {value!r}.")
+
+
+def check_floating(tree: Any, name: str) -> None:
+  """Raises TypeError naming the first leaf that is not a floating array."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+      raise TypeError(
+        f"{name} expects floating leaves, got {dtype} at {name}{jax.tree_util.keystr(path)}. "
+        "Keep integers and keys in model_state."
+      )

@@ -1,0 +1,187 @@
+"""Losses of one example, and `from_apply`, which lifts one of them and a model to a batch.
+
+A loss here takes the prediction and the label of a *single* example and returns one number in nats;
+`from_apply` maps it over the batch. Any function of that shape works: optax's losses do as they are
+(`optax.softmax_cross_entropy_with_integer_labels`, `optax.losses.sigmoid_binary_cross_entropy` for
+one logit, ...). What stands below is what optax does not have for one example.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reweight_jax.types import (
+  ApplyFn,
+  Array,
+  Batch,
+  Key,
+  ModelState,
+  Outputs,
+  Params,
+  PerExampleLoss,
+  ScalarLike,
+)
+
+softmax_cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+
+
+def squared_error(prediction: Array, target: Array) -> Array:
+  """Half the squared distance between a prediction and its target, summed over all axes.
+
+  Args:
+    prediction: array of any shape, one example's prediction.
+    target: array of the same number of elements; a scalar target fits a prediction of shape `[1]`.
+
+  Returns:
+    A scalar: the negative log-likelihood in nats of a unit-variance Gaussian, up to a constant.
+
+  Raises:
+    ValueError: if the two have different numbers of elements.
+
+  Source: Bishop, "Pattern Recognition and Machine Learning", 2006, eq. (3.12).
+
+  Example:
+    >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
+    2.0
+  """
+  if jnp.size(prediction) != jnp.size(target):
+    raise ValueError(
+      "squared_error expects prediction and target of one example to have the same number of "
+      f"elements, got shapes {jnp.shape(prediction)} and {jnp.shape(target)}. Reshape one of them."
+    )
+  return 0.5 * jnp.sum(jnp.square(jnp.ravel(prediction) - jnp.ravel(target)))
+
+
+def token_cross_entropy(logits: Array, labels: Array) -> Array:
+  """Mean cross-entropy over the tokens of one sequence; negative labels are not counted.
+
+  Args:
+    logits: `[length, vocabulary]` floats.
+    labels: `[length]` integers; a negative one marks a position without a target (padding, prompt).
+
+  Returns:
+    A scalar, nats per token. A sequence without any target has loss 0 and no gradient.
+
+  Source: the average of -log p(label) over the counted positions.
+
+  Example:
+    >>> print(token_cross_entropy(jnp.zeros((3, 4)), jnp.array([2, 0, -1])) == jnp.log(4.0))
+    True
+  """
+  counted = labels >= 0
+  losses = softmax_cross_entropy(logits, jnp.where(counted, labels, 0))
+  return jnp.sum(jnp.where(counted, losses, 0)) / jnp.maximum(jnp.sum(counted), 1)
+
+
+def unit_margin(logits: Array, label: Array) -> Array:
+  r"""Minus half the margin: the loss whose logit gradient always has L1 length 1.
+
+  With :math:`p` the probability of the label, :math:`\ell = -\tfrac12 \log\frac{p}{1-p}`. The
+  gradient is -1/2 at the label and the softmax over the other classes, halved, elsewhere.
+
+  Guarantees: exact at any margin, where weights relative to cross-entropy would overflow.
+
+  Args:
+    logits: `[classes]` floats, at least two classes.
+    label: integer in [0, classes).
+
+  Returns:
+    A scalar, nats; negative where the label is more probable than all the rest together.
+
+  Source: the base loss of derivative manipulation, Wang et al. 2019, arXiv 1905.11233, section 3
+    (there the logit gradient of each example is normalized to L1 length 1 and then scaled).
+
+  Example:
+    >>> print(unit_margin(jnp.array([0.0, 3.0]), 1))
+    -1.5
+  """
+  is_label = jnp.arange(logits.shape[-1]) == label
+  others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits))
+  return 0.5 * (others - logits[label])
+
+
+def focal_loss(logits: Array, label: Array, *, gamma: ScalarLike = 2.0) -> Array:
+  r"""The focal loss :math:`-(1-p)^\gamma \log p`, differentiated in full.
+
+  Not the focal *rule*: `rules.focal` treats :math:`(1-p)^\gamma` as a constant weight, which drops
+  one term of this loss's gradient.
+
+  Edge cases: at p = 1 in floating point the loss and its gradient are 0; `gamma=0` is
+  cross-entropy.
+
+  Args:
+    logits: `[classes]` floats.
+    label: integer in [0, classes).
+    gamma: focusing exponent, >= 0.
+
+  Returns:
+    A scalar, nats.
+
+  Source: Lin et al., "Focal Loss for Dense Object Detection", 2017, arXiv 1708.02002, eq. (4).
+
+  Example:
+    >>> print(focal_loss(jnp.zeros(2), 0, gamma=1.0) == 0.5 * jnp.log(2.0))
+    True
+  """
+  loss = softmax_cross_entropy(logits, label)
+  # log(1 - p) from the other logits: 1 - p would round to 0 from margin 17 in float32.
+  is_label = jnp.arange(logits.shape[-1]) == label
+  log_other = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits)) - jax.nn.logsumexp(logits)
+  return jnp.exp(gamma * log_other) * loss
+
+
+def from_apply(
+  apply_fn: ApplyFn,
+  loss: Callable[[Any, Any], Array] = softmax_cross_entropy,
+  *,
+  train: bool = True,
+) -> PerExampleLoss:
+  """Builds the per-example loss of a batch from a model and the loss of one example.
+
+  Guarantees: losses are `[batch]` and at least float32 even where the model computes in bfloat16
+  (predictions are cast up before the loss); float64 stays float64.
+
+  Args:
+    apply_fn: `(params, model_state, inputs, key, train) -> (predictions, model_state)`.
+      `models.linen_apply` and `models.nnx_apply` make one from a Flax module; for a stateless model
+      it is one lambda that hands `model_state` back.
+    loss: `(prediction, label) -> scalar` for one example. Both may be pytrees.
+    train: passed on to the model. With True batch statistics and dropout are active.
+
+  Returns:
+    `(params, model_state, batch, key) -> Outputs`.
+
+  Raises:
+    ValueError: when called, if `loss` does not return one number an example.
+
+  Example:
+    >>> linear = lambda params, state, inputs, key, train: (inputs @ params, state)
+    >>> loss_fn = from_apply(linear, squared_error)
+    >>> batch = rw.types.make_batch(jnp.eye(2), jnp.array([0.0, 2.0]))
+    >>> print(loss_fn(jnp.zeros((2, 1)), (), batch, None).losses)
+    [0. 2.]
+  """
+
+  def per_example_loss(
+    params: Params, model_state: ModelState, batch: Batch, key: Key | None
+  ) -> Outputs:
+    predictions, new_state = apply_fn(params, model_state, batch.inputs, key, train)
+    predictions = jax.tree.map(_at_least_float32, predictions)
+    losses = jax.vmap(loss)(predictions, batch.labels)
+    if losses.shape != batch.mask.shape:
+      raise ValueError(
+        "from_apply expects a loss of one example that returns a scalar; mapped over a batch of "
+        f"{batch.mask.shape[0]} it returned shape {losses.shape}. Sum or average inside the loss."
+      )
+    return Outputs(_at_least_float32(losses), predictions, new_state)
+
+  return per_example_loss
+
+
+def _at_least_float32(array: Array) -> Array:
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return array
+  return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -1,0 +1,43 @@
+"""Weighting rules: optax gradient transformations whose updates are the weights of one batch.
+
+Compose them with `optax.chain`, `optax.named_chain`, `optax.inject_hyperparams` and the like. A
+weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules multiply.
+
+| file | what its rules look at |
+| --- | --- |
+| shaping | the weights themselves |
+| baselines | nothing |
+| loss_based | the losses |
+| probability_based | the probability of the label |
+| class_priors | class counts |
+"""
+
+from reweight_jax.rules._rule import weighting_rule
+from reweight_jax.rules.baselines import RandomWeightsState, random_weights, uniform
+from reweight_jax.rules.class_priors import class_balanced
+from reweight_jax.rules.loss_based import loss_transform
+from reweight_jax.rules.probability_based import focal
+from reweight_jax.rules.shaping import (
+  NormalizeState,
+  clip_weights,
+  mix_with_uniform,
+  normalize,
+  rectify,
+  where_examples,
+)
+
+__all__ = [
+  "NormalizeState",
+  "RandomWeightsState",
+  "class_balanced",
+  "clip_weights",
+  "focal",
+  "loss_transform",
+  "mix_with_uniform",
+  "normalize",
+  "random_weights",
+  "rectify",
+  "uniform",
+  "weighting_rule",
+  "where_examples",
+]

@@ -1,0 +1,122 @@
+"""The parts that the forms of the step share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from reweight_jax import metrics
+from reweight_jax.meta.routes import make_meta_objective, meta_direction
+from reweight_jax.training.state import StepMetrics, TrainState
+from reweight_jax.types import (
+  Array,
+  Batch,
+  Key,
+  ModelState,
+  Outputs,
+  Params,
+  PerExampleLoss,
+  WeightingRule,
+)
+
+Step = Callable[..., tuple[TrainState, StepMetrics]]
+
+
+def step_keys(state: TrainState) -> Array:
+  """Two keys for this step: of the train pass and of the meta pass."""
+  return jax.random.split(jax.random.fold_in(state.key, state.step))
+
+
+def num_real(batch: Batch, dtype: Any) -> Array:
+  return jnp.maximum(jnp.sum(batch.mask), 1).astype(dtype)
+
+
+def meta_pass(
+  loss_fn: PerExampleLoss, state: TrainState, meta_batch: Batch | None, key: Key
+) -> dict[str, Callable[..., Any]]:
+  """The two functions of the meta batch, as evidence; without one they say what is missing."""
+  if meta_batch is None:
+
+    def refuse(at: Array | None = None) -> Array:
+      raise ValueError(
+        "this weighting rule needs a meta batch of trusted examples and the step was given none: "
+        "call step(state, batch, meta_batch)."
+      )
+
+    return {"meta_alignment": refuse, "meta_outputs": refuse}
+
+  def meta_outputs() -> tuple[Outputs, Any]:
+    return loss_fn(state.params, state.model_state, meta_batch, key), meta_batch.labels
+
+  return {"meta_outputs": meta_outputs}
+
+
+def jit_meta_direction(
+  loss_fn: PerExampleLoss, virtual_optimizer: optax.GradientTransformation | None
+) -> Callable[[TrainState, Batch], Params]:
+  @jax.jit
+  def direct(state: TrainState, meta_batch: Batch) -> Params:
+    key = step_keys(state)[1]
+    objective = make_meta_objective(loss_fn, state.model_state, meta_batch, key)
+    return meta_direction(objective, state.params, virtual_optimizer=virtual_optimizer)
+
+  return direct
+
+
+def alignment_at_zero(alignment: Callable[[], Array]) -> Callable[..., Array]:
+  def meta_alignment(at: Array | None = None) -> Array:
+    if at is not None:
+      raise ValueError(
+        "this weighting rule asks for the alignment at other virtual weights than 0, which needs "
+        "batch and meta batch in one call: use make_train_step."
+      )
+    return alignment()
+
+  return meta_alignment
+
+
+def weigh(
+  state: TrainState,
+  batch: Batch,
+  outputs: Outputs,
+  meta: dict[str, Callable[..., Any]],
+  rule: WeightingRule,
+) -> tuple[Array, Any]:
+  """Weights of the batch, starting from the mask, and the rule's new state."""
+  weights, rule_state = rule.update(
+    batch.mask.astype(outputs.losses.dtype),
+    state.rule_state,
+    state.params,
+    losses=jax.lax.stop_gradient(outputs.losses),
+    logits=jax.lax.stop_gradient(outputs.logits),
+    labels=batch.labels,
+    indices=batch.indices,
+    mask=batch.mask,
+    **meta,
+  )
+  return jax.lax.stop_gradient(weights), rule_state
+
+
+def apply_gradient(
+  state: TrainState,
+  grads: Params,
+  model_state: ModelState,
+  rule_state: Any,
+  tx: optax.GradientTransformation,
+) -> TrainState:
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, params, model_state, rule_state, opt_state, state.key)
+
+
+def step_metrics(batch: Batch, outputs: Outputs, weights: Array) -> StepMetrics:
+  return StepMetrics(
+    loss=jnp.sum(outputs.losses) / num_real(batch, outputs.losses.dtype),
+    losses=outputs.losses,
+    weights=weights,
+    effective_sample_size=metrics.effective_sample_size(weights),
+    zero_weight_share=metrics.zero_weight_share(weights, batch.mask),
+    all_zero=jnp.all(weights == 0),
+  )
