@@ -2,13 +2,14 @@
 
 import os
 import pathlib
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-  """The checkpoints of one run in one folder, the newest ones kept.
+  """The checkpoints of one run in one folder, the newest ones kept; a context manager.
 
   Keys, optax states and NamedTuples come back as they were. A save is there whole or not at all.
 
@@ -18,8 +19,20 @@ class Checkpoints:
   """
 
   def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2):
+    self._folder = pathlib.Path(folder).resolve()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    self._manager = ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
+    self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.close()
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint, None if there is none."""
@@ -31,8 +44,18 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
 
   def restore(self, step: int, like: Any) -> Any:
-    """Reads the checkpoint of a step into the structure, shapes and dtypes of `like`."""
-    return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    """Reads the checkpoint of a step into the structure, shapes and dtypes of `like`.
+
+    Raises:
+      ValueError: if it is missing, damaged, or was made of another structure.
+    """
+    try:
+      return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    except Exception as error:  # Orbax raises of every kind, depending on which file is damaged
+      raise ValueError(
+        f"expected a checkpoint of this run in {self._folder / str(step)}, which cannot be read "
+        f"({type(error).__name__}); delete {self._folder} to start from step 0."
+      ) from error
 
   def close(self) -> None:
     """Ends the manager's threads."""

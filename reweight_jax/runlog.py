@@ -24,29 +24,36 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
   Edge cases: a last line cut short by a kill is left out.
 
   Raises:
-    ValueError: if another line than the last is not JSON, naming it.
+    ValueError: if another line than the last is no JSON object, naming it.
   """
   path = pathlib.Path(path)
   lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
   rows = []
   for number, line in enumerate(lines, start=1):
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      rows.append(dict(json.loads(line)))
+    except (ValueError, TypeError) as error:
       if number < len(lines):
-        raise ValueError(f"{path}, line {number}: expected JSON, got {line[:80]!r}.") from error
+        raise ValueError(
+          f"{path}, line {number}: expected a JSON object, got {line[:80]!r}."
+        ) from error
   return rows
 
 
-def keep_rows_until(path: PathLike, step: int) -> None:
-  """Drops the rows whose "step" lies after `step`, as a run does that resumes from there."""
+def keep_rows_until(path: PathLike, step: int) -> list[dict[str, Any]]:
+  """Drops the rows whose "step" lies after `step`, as a run does that resumes from there.
+
+  Returns:
+    The rows kept.
+  """
   rows = [row for row in read_rows(path) if row["step"] <= step]
   _write_whole(path, lambda file: file.write("".join(_dumps(row) + "\n" for row in rows).encode()))
+  return rows
 
 
 def write_json(path: PathLike, value: Any) -> None:
   """Writes a JSON file whole or not at all."""
-  text = json.dumps(_plain(value), indent=2) + "\n"
+  text = json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
   _write_whole(path, lambda file: file.write(text.encode()))
 
 
@@ -57,7 +64,8 @@ def write_text(path: PathLike, text: str) -> None:
 
 def write_npz(path: PathLike, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes arrays to an NPZ file, whole or not at all; `numpy.load(path)` reads it."""
-  _write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+  named: dict[str, Any] = dict(arrays)
+  _write_whole(path, lambda file: np.savez_compressed(file, **named))
 
 
 def _write_whole(path: PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -74,7 +82,7 @@ def _write_whole(path: PathLike, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _dumps(row: Mapping[str, Any]) -> str:
-  return json.dumps(_plain(row))
+  return json.dumps(_plain(row), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -5,8 +5,9 @@ packages that `import reweight_jax` does not: they are imported when a data set 
 """
 
 from reweight_jax.data.batching import batch_indices, batches
+from reweight_jax.data.dataset import DataError, Dataset
 from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
-from reweight_jax.data.sources import DATASETS, DataError, Dataset, load
+from reweight_jax.data.sources import DATASETS, load
 from reweight_jax.data.splits import Split, assert_disjoint, split_indices
 
 __all__ = [

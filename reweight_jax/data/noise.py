@@ -90,7 +90,7 @@ def corrupt_labels(
   labels = check_labels(labels, num_classes)
   # Departs from the papers, which select examples regardless of class (Ren et al.: an exact share
   # of all examples; Shu et al. and Han et al.: each example with a probability).
-  background = rng.integers(num_classes)
+  background = int(rng.integers(num_classes))
   class_counts = np.bincount(labels, minlength=num_classes)
   selected = draw_per_class(labels, apportion(noise_rate * class_counts, rng), rng)
   noisy = labels.copy()

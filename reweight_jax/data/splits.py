@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reweight_jax.data.sources import DataError
+from reweight_jax.data.dataset import DataError
 
 
 class Split(NamedTuple):

@@ -19,7 +19,7 @@ def weight_histogram(
   """
   seen = np.isfinite(weights)
   top = max(float(np.quantile(weights[seen], 0.995)), 1e-6) if seen.any() else 1.0
-  bins = np.linspace(0, top, num_bins + 1)
+  bins = np.linspace(0, top, num_bins + 1).tolist()
   groups = (
     {"all labels": seen}
     if is_noisy is None

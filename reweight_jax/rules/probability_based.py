@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from reweight_jax._validate import check_number
+from reweight_jax.losses import log_error_probability
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
@@ -41,9 +42,7 @@ def focal(gamma: ScalarLike = 2.0) -> WeightingRule:
   check_number("focal: gamma", gamma, at_least=0)
 
   def factor(logits: Array, label: Array) -> Array:
-    is_label = jnp.arange(logits.shape[-1]) == label
-    log_other = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits))
-    return jnp.exp(gamma * (log_other - jax.nn.logsumexp(logits)))
+    return jnp.exp(gamma * log_error_probability(logits, label))
 
   def weigh(weights: Array, *, logits: Array, labels: Array, **unused: Any) -> Array:
     return weights * jax.vmap(factor)(logits, labels).astype(weights.dtype)

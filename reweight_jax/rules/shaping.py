@@ -82,12 +82,14 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
   ) -> tuple[Array, NormalizeState]:
     del params, unused
     mean = jnp.sum(updates) / _num_real(mask, updates.dtype)
-    scale = optax.tree.update_moment(mean, state.scale, decay, 1).astype(state.scale.dtype)
+    # optax.tree.bias_correction would say this, but not under strict dtype promotion.
+    kept = jnp.asarray(decay, updates.dtype)
+    scale = kept * state.scale + (1 - kept) * mean
     count = optax.safe_increment(state.num_batches)
-    corrected = optax.tree.bias_correction(scale, decay, count)
+    corrected = scale / (1 - kept ** count.astype(kept.dtype))
     tiny = jnp.finfo(updates.dtype).tiny
     weights = updates / jnp.where(corrected < tiny, 1, corrected)
-    return weights.astype(updates.dtype), NormalizeState(scale, count)
+    return weights, NormalizeState(scale, count)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -85,7 +85,7 @@ def weigh(
   rule: WeightingRule,
 ) -> tuple[Array, Any]:
   """Weights of the batch, starting from the mask, and the rule's new state."""
-  weights, rule_state = rule.update(
+  weights, rule_state = optax.with_extra_args_support(rule).update(
     batch.mask.astype(outputs.losses.dtype),
     state.rule_state,
     state.params,

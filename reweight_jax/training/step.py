@@ -34,7 +34,8 @@ def make_train_step(
 ) -> _parts.Step:
   """Builds the fused step: a pure function to be jitted, scanned, exported or sharded.
 
-  The gradient is `pull(weights) / num_real`, so that the empty chain is training on the mean loss.
+  The gradient is `pull(weights) / num_real`, so that `optax.identity()` is training on the mean
+  loss.
   One forward pass over the batch serves weighting and training, with one dropout mask and, in a
   model with BatchNorm, the batch's own statistics; its running averages are written once, from this
   pass, whatever the weights are. The meta batch is passed in training mode too and its state

@@ -1,0 +1,194 @@
+"""Prepared folders of TensorFlow Datasets, read without TensorFlow.
+
+A folder is looked at before TensorFlow Datasets is asked to read it, because what that library says
+of a folder which is absent, or holds the other file format, misleads. Images are always decoded
+with Pillow: decoders disagree in the last digits of a JPEG pixel, so two runs to be compared must
+not use two of them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from reweight_jax.data._imports import import_or_explain
+from reweight_jax.data.dataset import DataError, Dataset
+
+IMAGE_SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+"""The data sets that can be read, and the shape of one image of each."""
+
+
+def find_folder(name: str, root: pathlib.Path) -> pathlib.Path:
+  """The version folder of a data set, or a DataError that says what is wrong with the place."""
+  prepare = (
+    f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+    "data_dir='FOLDER', file_format='array_record').download_and_prepare()\" "
+    "(needs TensorFlow, once)"
+  )
+  if not root.exists():
+    raise DataError(
+      f"{name}: the data folder {root} does not exist. Set TFDS_DATA_DIR or data_dir to a folder "
+      f"prepared by TensorFlow Datasets, or prepare one with {prepare}."
+    )
+  if not root.is_dir():
+    raise DataError(f"{name}: expected a folder, got the file {root}. Give the folder above it.")
+  if (root / "dataset_info.json").exists() or _versions(root):
+    parent = root.parent.parent if (root / "dataset_info.json").exists() else root.parent
+    raise DataError(
+      f"{name}: {root} is the folder of a single data set. Give the folder above it, {parent}."
+    )
+  folder = root / name
+  if not folder.is_dir() or not any(folder.iterdir()):
+    fault = f"the folder {folder} is empty" if folder.is_dir() else f"there is no folder {folder}"
+    present = [known for known in IMAGE_SHAPES if known != name and (root / known).is_dir()]
+    raise DataError(
+      f"{name}: {fault}; data sets present: {', '.join(present) or 'none'}. Give another data_dir "
+      f"or prepare it with {prepare}."
+    )
+  versions = _versions(folder)
+  if not versions:
+    raise DataError(
+      f"{name}: {folder} holds no version folder such as 3.0.2, so preparing it was not finished. "
+      f"Prepare it with {prepare}."
+    )
+  folder = versions[-1]
+  file_format = _file_format(name, folder, prepare)
+  if file_format == "tfrecord":
+    raise DataError(
+      f"{name}: the files in {folder} are TFRecord, which cannot be read without TensorFlow. "
+      f"Prepare them as array_record in a new FOLDER and pass it as data_dir: {prepare}."
+    )
+  if file_format != "array_record":
+    raise DataError(
+      f"{name}: expected array_record files in {folder}, got the format {file_format!r}. "
+      f"Prepare them in a new FOLDER with {prepare}."
+    )
+  return folder
+
+
+def _versions(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The version folders inside a folder, oldest first."""
+  found = [path for path in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+  return sorted(
+    (path for path in found if path.is_dir()),
+    key=lambda path: [int(part) for part in path.name.split(".")],
+  )
+
+
+def _file_format(name: str, folder: pathlib.Path, prepare: str) -> str:
+  path = folder / "dataset_info.json"
+  if not path.exists():
+    raise DataError(
+      f"{name}: {folder} has no dataset_info.json, so preparing it was not finished. "
+      f"Prepare it again with {prepare}."
+    )
+  try:
+    # Folders written before the field existed hold TFRecord.
+    return str(json.loads(path.read_text(encoding="utf-8")).get("fileFormat", "tfrecord"))
+  except (ValueError, AttributeError) as error:
+    raise DataError(
+      f"{name}: {path} is not valid JSON. Prepare it again with {prepare}."
+    ) from error
+
+
+def read_folder(name: str, folder: pathlib.Path) -> Dataset:
+  """Reads both splits of a version folder.
+
+  Raises:
+    DataError: if a file is missing or damaged, naming it.
+  """
+  tfds = import_or_explain("tensorflow_datasets")
+  with _damage_reported(name, folder):
+    builder = tfds.builder_from_directory(folder)
+    names = tuple(builder.info.features["label"].names)
+  train_inputs, train_labels, ids = _read_split(name, folder, builder, "train", len(names))
+  test_inputs, test_labels, _ = _read_split(name, folder, builder, "test", len(names))
+  return Dataset(name, train_inputs, train_labels, test_inputs, test_labels, names, ids)
+
+
+def _read_split(
+  name: str, folder: pathlib.Path, builder: Any, split: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The images, labels and ids of one split, each checked against what the folder promises."""
+  skip = import_or_explain("tensorflow_datasets").decode.SkipDecoding()
+  pillow = import_or_explain("PIL.Image")
+  if split not in builder.info.splits:
+    raise DataError(f"{name}: {folder} has no {split} split. Prepare the whole data set again.")
+  _check_shards(name, builder.info.splits[split])
+  with _damage_reported(name, folder):
+    source = builder.as_data_source(split=split, decoders={"image": skip})
+    records = source.__getitems__(range(len(source)))
+    shape = IMAGE_SHAPES[name]
+    inputs = np.empty((len(records), *shape), np.uint8)
+    for row, record in enumerate(records):
+      with pillow.open(io.BytesIO(record["image"])) as image:
+        pixels = np.asarray(image)
+      pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+      if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise DataError(
+          f"{name}: expected uint8 images of shape {shape} in {folder}, got {pixels.dtype} "
+          f"{pixels.shape} in row {row} of {split}. Prepare the data set again."
+        )
+      inputs[row] = pixels
+    labels = np.array([record["label"] for record in records], np.int32)
+  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if outside.size:
+    raise DataError(
+      f"{name}: expected labels from 0 to {num_classes - 1} in {folder}, got {labels[outside[0]]} "
+      f"in row {outside[0]} of {split}. Prepare the data set again."
+    )
+  return inputs, labels, _original_positions(name, folder, records)
+
+
+def _check_shards(name: str, split_info: Any) -> None:
+  """Checks that each file of a split is there and holds as many records as promised."""
+  reader = import_or_explain("array_record.python.array_record_module").ArrayRecordReader
+  if not split_info.num_examples:
+    raise DataError(f"{name}: the {split_info.name} split is empty. Prepare the data set again.")
+  for path, expected in zip(split_info.filepaths, split_info.shard_lengths, strict=True):
+    if not os.path.exists(path):
+      raise DataError(f"{name}: the file {path} is missing. Copy it again or prepare the data set.")
+    with _damage_reported(name, path):
+      records = reader(os.fspath(path))
+      found = records.num_records()
+      records.close()
+    if found != expected:
+      raise DataError(
+        f"{name}: expected {expected} examples in {path}, got {found}. Copy it again together with "
+        "its dataset_info.json, or prepare the data set."
+      )
+
+
+def _original_positions(name: str, folder: pathlib.Path, records: list[Any]) -> np.ndarray:
+  """The number in each record's `id`, such as 16399 in `train_16399`; rows where there is none."""
+  if "id" not in records[0]:
+    return np.arange(len(records), dtype=np.int32)
+  ids = [re.fullmatch(rb"\w+_(\d+)", record["id"]) for record in records]
+  numbers = np.array([int(found[1]) if found else -1 for found in ids], np.int32)
+  if (numbers < 0).any() or len(np.unique(numbers)) < len(numbers):
+    raise DataError(
+      f"{name}: expected distinct ids such as train_16399 in {folder}, got some that are repeated "
+      "or of another form. Prepare the data set again."
+    )
+  return numbers
+
+
+@contextlib.contextmanager
+def _damage_reported(name: str, place: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns whatever the readers raise on damaged files into one line that names the place."""
+  try:
+    yield
+  except (DataError, MemoryError, ImportError):
+    raise
+  except Exception as error:  # RuntimeError, DecodeError, KeyError, OSError, SyntaxError, ...
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise DataError(
+      f"{name}: {place} cannot be read; it looks damaged or cut short. "
+      f"Copy it again or prepare the data set again. The reader said: {reason}"
+    ) from error

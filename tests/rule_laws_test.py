@@ -1,0 +1,224 @@
+"""The laws that every weighting rule keeps, as one table; exemptions are columns with a reason."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+import reweight_jax as rw
+from reweight_jax import per_example, rules
+
+SIZE, CLASSES = 6, 4
+ALIGNMENT = jnp.array([0.5, -1.0, 0.0, 2.0, 1e-3, -0.2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """A rule of the table: how to make it, what it needs, and which laws it is exempt from."""
+
+  make: Callable[[], rw.types.WeightingRule]
+  needs: tuple[str, ...] = ()
+  hyperparams: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `factory`
+  factory: Callable[..., rw.types.WeightingRule] | None = None
+  no_hyperparams: str = "takes no number"  # why there is no factory
+  negative: str = ""  # why its weights may be below 0
+  sees_padding: str = ""  # why padding may change the weights of real examples
+
+
+LAWS = {
+  "align": Law(
+    rw.meta.align, ("meta_alignment",), negative="an alignment has a sign; rectify drops it"
+  ),
+  "class_balanced": Law(
+    lambda: rules.class_balanced([5, 3, 2, 1]),
+    ("labels",),
+    {"beta": 0.9},
+    lambda beta: rules.class_balanced([5, 3, 2, 1], beta),
+  ),
+  "clip_weights": Law(
+    lambda: rules.clip_weights(0.7, 0.1), ("mask",), {"max_weight": 0.7}, rules.clip_weights
+  ),
+  "focal": Law(rules.focal, ("logits", "labels"), {"gamma": 1.5}, rules.focal),
+  "learning_to_reweight": Law(rw.meta.learning_to_reweight, ("meta_alignment", "mask")),
+  "loss_transform": Law(lambda: rules.loss_transform(jnp.tanh), ("losses",)),
+  "mix_with_uniform": Law(
+    lambda: rules.mix_with_uniform(0.3), ("mask",), {"share": 0.3}, rules.mix_with_uniform
+  ),
+  "normalize": Law(rules.normalize, ("mask",)),
+  "normalize_decay": Law(
+    lambda: rules.normalize(decay=0.5),
+    ("mask",),
+    {"decay": 0.5},
+    lambda decay: rules.normalize(decay=decay),
+  ),
+  "random_weights": Law(rules.random_weights, ("indices",)),
+  "rectify": Law(rules.rectify),
+  "uniform": Law(rules.uniform, ("mask",)),
+  "where_examples": Law(
+    lambda: rules.where_examples(lambda *, losses, **unused: losses > 1, rules.focal()),
+    ("losses", "mask"),
+  ),
+}
+NAMES = tuple(LAWS)
+
+
+def _evidence(dtype=jnp.float32, scale=1.0, num_padding=0):
+  """Weights and all evidence of a batch of SIZE real examples followed by padding."""
+  rng = np.random.default_rng(0)
+  size = SIZE + num_padding
+  logits = jnp.asarray(
+    np.concatenate(
+      [scale * rng.normal(size=(SIZE, CLASSES)), rng.normal(size=(num_padding, CLASSES))]
+    ),
+    dtype,
+  )
+  labels = jnp.asarray([*(np.arange(SIZE) % CLASSES), *[1] * num_padding], jnp.int32)
+  mask = np.arange(size) < SIZE
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  alignment = jnp.asarray(np.pad(ALIGNMENT, (0, num_padding)), dtype)
+  indices = jnp.asarray(np.r_[10 : 10 + SIZE, [0] * num_padding].astype(np.int32))
+  arrays = {
+    "losses": jnp.where(mask, losses, 0),
+    "logits": logits,
+    "labels": labels,
+    "indices": indices,
+    "mask": jnp.asarray(mask),
+    "alignment": alignment,
+  }
+  # Not all ones: a rule comes after others in a chain.
+  weights = jnp.asarray(np.where(mask, np.linspace(0.2, 1.4, size), 0), dtype)
+  return weights, arrays
+
+
+def _update(rule, weights, arrays, state=None):
+  """One update; the meta alignment becomes a function again."""
+  alignment = arrays["alignment"]
+  evidence = {name: array for name, array in arrays.items() if name != "alignment"}
+  state = rule.init(jnp.ones_like(weights)) if state is None else state
+  return rule.update(weights, state, None, meta_alignment=lambda at=None: alignment, **evidence)
+
+
+def _weights(rule, weights, arrays):
+  return jax.jit(lambda weights, arrays: _update(rule, weights, arrays)[0])(weights, arrays)
+
+
+class RuleLawsTest(parameterized.TestCase):
+  @parameterized.product(name=NAMES, dtype=("float32", "float64"))
+  def test_shape_and_dtype_stay_under_strict_promotion(self, name, dtype):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+      weights, arrays = _evidence(jnp.dtype(dtype))
+      result = _weights(LAWS[name].make(), weights, arrays)
+    chex.assert_shape(result, (SIZE,))
+    self.assertEqual(result.dtype, jnp.dtype(dtype))
+
+  @parameterized.product(name=NAMES, scale=(1.0, 1e4))
+  def test_weights_are_finite_and_not_negative_even_for_huge_logits(self, name, scale):
+    result = _weights(LAWS[name].make(), *_evidence(scale=scale))
+    self.assertTrue(np.isfinite(result).all(), result)
+    if not LAWS[name].negative:
+      self.assertGreaterEqual(float(result.min()), 0)
+
+  @parameterized.parameters(*NAMES)
+  def test_padding_has_zero_weight_and_changes_nothing(self, name):
+    weights, arrays = _evidence()
+    padded_weights, padded_arrays = _evidence(num_padding=3)
+    padded_weights = padded_weights.at[:SIZE].set(weights)
+    plain = _weights(LAWS[name].make(), weights, arrays)
+    padded = _weights(LAWS[name].make(), padded_weights, padded_arrays)
+    self.assertEqual(padded[SIZE:].tolist(), [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(padded[:SIZE], plain, rtol=1e-6)
+
+  @parameterized.parameters(*NAMES)
+  def test_permuting_the_batch_permutes_the_weights(self, name):
+    weights, arrays = _evidence(num_padding=1)
+    order = np.array([3, 6, 0, 5, 2, 1, 4])
+    plain = _weights(LAWS[name].make(), weights, arrays)
+    permuted = _weights(
+      LAWS[name].make(), weights[order], {name: array[order] for name, array in arrays.items()}
+    )
+    np.testing.assert_allclose(permuted, plain[order], rtol=1e-6)
+
+  @parameterized.parameters(*NAMES)
+  def test_jit_equals_eager_and_the_second_step_does_not_recompile(self, name):
+    rule = LAWS[name].make()
+    weights, arrays = _evidence()
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(lambda *args: _update(rule, *args), n=1)
+    jitted, state = jax.jit(traced), rule.init(weights)
+    eager = state
+    for _ in range(2):
+      expected, eager = _update(rule, weights, arrays, eager)
+      result, state = jitted(weights, arrays, state)
+      np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+  @parameterized.parameters(*NAMES)
+  def test_chained_it_is_the_product_of_its_links(self, name):
+    weights, arrays = _evidence()
+    chained = optax.chain(rules.rectify(), LAWS[name].make())
+    named = optax.named_chain(("first", rules.rectify()), ("second", LAWS[name].make()))
+    alone = _weights(LAWS[name].make(), weights, arrays)
+    np.testing.assert_allclose(_weights(chained, weights, arrays), alone, rtol=1e-6)
+    np.testing.assert_allclose(_weights(named, weights, arrays), alone, rtol=1e-6)
+
+  @parameterized.parameters(*(name for name in NAMES if LAWS[name].factory))
+  def test_its_numbers_can_be_injected(self, name):
+    law, (weights, arrays) = LAWS[name], _evidence()
+    injected = optax.inject_hyperparams(law.factory)(**law.hyperparams)
+    expected = _weights(law.factory(**law.hyperparams), weights, arrays)
+    np.testing.assert_allclose(_weights(injected, weights, arrays), expected, rtol=1e-5)
+
+  @parameterized.parameters(*NAMES)
+  def test_it_can_be_switched_on_after_a_burn_in(self, name):
+    weights, arrays = _evidence()
+    rule = optax.conditionally_transform(LAWS[name].make(), lambda step: step >= 1)
+    step = jax.jit(lambda state: _update(rule, weights, arrays, state))
+    before, state = step(rule.init(weights))
+    np.testing.assert_array_equal(before, weights)
+    after, _ = step(state)
+    np.testing.assert_allclose(after, _weights(LAWS[name].make(), weights, arrays), rtol=1e-5)
+
+  @parameterized.parameters(*((name, need) for name in NAMES for need in LAWS[name].needs))
+  def test_missing_evidence_is_a_type_error_that_names_it(self, name, need):
+    rule = LAWS[name].make()
+    weights, arrays = _evidence()
+    evidence = {**arrays, "meta_alignment": lambda at=None: arrays["alignment"]}
+    del evidence[need]
+    with self.assertRaisesRegex(TypeError, need):
+      rule.update(weights, rule.init(weights), **evidence)
+
+  @parameterized.parameters(*NAMES)
+  def test_the_step_pulls_the_weights_through_the_examples_gradients(self, name):
+    rule = LAWS[name].make()
+    rng = np.random.default_rng(1)
+    inputs = jnp.asarray(rng.normal(size=(SIZE, 3)), jnp.float32)
+    params = jnp.asarray(rng.normal(size=(3, CLASSES)), jnp.float32)
+    labels = jnp.arange(SIZE) % CLASSES
+    batch = rw.types.make_batch(inputs, labels, mask=jnp.arange(SIZE) < SIZE - 1)
+    linear = lambda params, state, inputs, key, train: (inputs @ params, state)
+    loss_fn = rw.losses.from_apply(linear)
+    tx = optax.sgd(1.0)
+    state = rw.training.init_train_state(
+      params, (), rule, tx, key=jax.random.key(0), batch_size=SIZE
+    )
+    clean = rw.types.make_batch(inputs[:2], labels[:2])
+    new, metrics = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))(state, batch, clean)
+    rows = jax.jit(per_example.grads, static_argnums=0)(loss_fn, params, (), batch)
+    expected = params - jnp.tensordot(metrics.weights, rows, axes=1) / (SIZE - 1)
+    np.testing.assert_allclose(new.params, expected, rtol=1e-5, atol=1e-6)
+
+
+class TableTest(absltest.TestCase):
+  def test_every_public_rule_is_in_the_table(self):
+    states = {"NormalizeState", "RandomWeightsState"}
+    public = (set(rules.__all__) - states - {"weighting_rule"}) | {"align", "learning_to_reweight"}
+    self.assertLessEqual(public, set(NAMES))
+
+
+if __name__ == "__main__":
+  absltest.main()
