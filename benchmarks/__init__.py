@@ -1,0 +1,1 @@
+"""Benchmarks: what the package's steps cost, one question a file. They run from the clone."""
