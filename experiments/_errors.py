@@ -17,36 +17,58 @@ class RunError(Exception):
   """A run that could not go on, such as a loss that is not finite: one line; exit status 1."""
 
 
-def run_binary(main: Callable[[], Any]) -> None:
-  """Parses absl flags and calls `main()`, turning mistakes into one line and an exit status.
+def run_binary(
+  define_flags: Callable[[flags.FlagValues], None], main: Callable[[flags.FlagValues], Any]
+) -> None:
+  """Defines and parses absl flags and calls `main(flags)`, each mistake becoming one line.
 
   Exit status 2 for a bad flag, bad data or a workdir that does not fit; 1 for a run that failed;
   130 after Ctrl-C.
   """
+  define_flags(flags.FLAGS)
 
   def guarded(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value", 2)
+    del argv  # holds the program's name alone
     logging.set_verbosity(logging.WARNING)
-    try:
-      main()
-    except (UsageError, DataError, ImportError) as error:
-      _fail(str(error), 2)
-    except RunError as error:
-      _fail(str(error), 1)
-    except KeyboardInterrupt:
-      _fail("interrupted; the same command goes on from the last checkpoint", 130)
+    exit_on_mistake(lambda: main(flags.FLAGS))
 
-  app.run(guarded, flags_parser=_parse_flags)
+  app.run(
+    guarded, flags_parser=lambda argv: exit_on_mistake(lambda: parse_flags(flags.FLAGS, argv))
+  )
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Parses a command line into flags and returns what is left of it: the program's name.
+
+  Raises:
+    UsageError: for an unknown flag, a value of the wrong type, or an argument that is no flag.
+  """
   try:
-    return flags.FLAGS(argv)
+    rest = values(argv)
+  except flags.IllegalFlagValueError as error:
+    name, _, value = str(error).removeprefix("flag --").partition(":")[0].partition("=")
+    if name not in values:
+      raise UsageError(str(error)) from error
+    expected = values[name].parser.syntactic_help
+    raise UsageError(f"--{name}: expected {expected}, got {value!r}") from error
+  except flags.UnrecognizedFlagError as error:
+    raise UsageError(f"--{error.flagname}: no such flag; --help lists the flags") from error
   except flags.Error as error:
-    return _fail(str(error), 2)
+    raise UsageError(f"{error}; --help lists the flags") from error
+  if len(rest) > 1:
+    raise UsageError(f"expected flags alone, written --name=value; got the argument {rest[1]!r}")
+  return rest
 
 
-def _fail(message: str, status: int) -> Any:
+def exit_on_mistake(call: Callable[[], Any]) -> Any:
+  """Calls a function; what is no bug but a mistake ends the program with one line on stderr."""
+  try:
+    return call()
+  except (UsageError, DataError, ImportError) as error:
+    message, status = str(error), 2
+  except (RunError, OSError) as error:
+    message, status = str(error), 1
+  except KeyboardInterrupt:
+    message, status = "interrupted; the same command goes on from the last checkpoint", 130
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(status)

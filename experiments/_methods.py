@@ -1,5 +1,6 @@
 """Methods: the recipes that `--method` names and the rules that `--rules` composes."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import reweight_jax as rw
 from reweight_jax.types import WeightingRule
 
 
-class RuleOptions(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
   """Numbers that rules take from flags, each named after its rule."""
 
   focal_gamma: float = 2.0
@@ -27,6 +29,7 @@ class Recipe(NamedTuple):
   finetunes: bool = False  # a second phase on the clean set
 
 
+# Each rule is made of the options, the counts of the (noisy) training labels, and a seed.
 RULES: dict[str, Callable[[RuleOptions, Sequence[int], int], WeightingRule]] = {
   "align": lambda options, counts, seed: rw.meta.align(),
   "class_balanced": lambda options, counts, seed: rw.rules.class_balanced(

@@ -1,13 +1,16 @@
 """Progress: one bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+from types import TracebackType
+from typing import Self
 
 from tqdm import tqdm
 
 
 class Progress:
-  """Counts the steps of a whole command.
+  """Counts the steps of a whole command; a context manager, which takes the bar away at its end.
 
   On a terminal a bar shows the run at hand and the time left. Elsewhere a line is printed when a
   run ends, and every `seconds_between_lines` during long ones.
@@ -21,6 +24,17 @@ class Progress:
     self._last_line = time.monotonic()
     self._name = ""
     self._text = ""
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self._bar.close()
 
   def begin(self, name: str) -> None:
     """Names the run at hand."""
@@ -41,10 +55,13 @@ class Progress:
     if self._bar.disable and self._text:
       self._print()
 
-  def close(self) -> None:
-    """Takes the bar away."""
-    self._bar.close()
-
   def _print(self) -> None:
     print(f"{self._name}: {self._text}", file=sys.stderr, flush=True)
     self._last_line = time.monotonic()
+
+
+def shared_or_own(
+  progress: Progress | None, total_steps: int
+) -> contextlib.AbstractContextManager[Progress]:
+  """A bar that others go on using, or one of `total_steps` that ends with the `with` block."""
+  return Progress(total_steps) if progress is None else contextlib.nullcontext(progress)

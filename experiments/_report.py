@@ -1,13 +1,19 @@
 """What a finished command says: rows of a table, a summary in JSON and Markdown, pictures."""
 
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import reweight_jax as rw
+from experiments import _workdir
+from experiments._config import Config
+from experiments._errors import UsageError
 from reweight_jax import runlog
+
+Results = Mapping[int, Mapping[str, Any]]  # seed -> name -> number
 
 COLUMNS = {
   "last": "last step",
@@ -17,7 +23,21 @@ COLUMNS = {
 
 
 def run_result(folder: pathlib.Path) -> dict[str, Any]:
-  """The numbers of one finished run, read from its files; accuracies on the clean test set."""
+  """The numbers of one finished run, read from its files; accuracies on the clean test set.
+
+  Raises:
+    UsageError: if a file is missing or damaged.
+  """
+  try:
+    return _run_result(folder)
+  except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+    raise UsageError(
+      f"--workdir: expected the files of a finished run in {folder}, which cannot be read "
+      f"({type(error).__name__}: {error}); delete that folder to run it again"
+    ) from error
+
+
+def _run_result(folder: pathlib.Path) -> dict[str, Any]:
   rows = runlog.read_rows(folder / "metrics.jsonl")
   test = [row["test_accuracy"] for row in rows]
   validation = [row["validation_accuracy"] for row in rows]
@@ -41,20 +61,43 @@ def run_result(folder: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-  """Mean and standard deviation over seeds of every number, for every method."""
+def read_results(folders: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Results]:
+  """The numbers of finished runs: method -> seed -> name -> number."""
+  return {
+    method: {_workdir.seed_of(folder): run_result(folder) for folder in group}
+    for method, group in folders.items()
+  }
+
+
+def summarize(results: Mapping[str, Results]) -> dict[str, Any]:
+  """Mean and standard deviation over seeds of every number, method by method."""
 
   def spread(values: Sequence[float | None]) -> dict[str, float | None]:
     known = [value for value in values if value is not None]
-    if not known:
-      return {"mean": None, "std": None}
     # The sample's standard deviation; one seed has none.
-    return {"mean": np.mean(known), "std": np.std(known, ddof=1) if len(known) > 1 else None}
+    return {
+      "mean": float(np.mean(known)) if known else None,
+      "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }
 
-  return {
-    method: {name: spread([seed[name] for seed in seeds]) for name in seeds[0]} | {"runs": seeds}
-    for method, seeds in results.items()
-  }
+  summary: dict[str, Any] = {}
+  for method, runs in results.items():
+    numbers = list(runs.values())
+    summary[method] = {name: spread([run[name] for run in numbers]) for name in numbers[0]}
+    summary[method] |= {"seeds": list(runs), "runs": numbers}
+  return summary
+
+
+def write_summary(config: Config, summary: Mapping[str, Any]) -> None:
+  """Writes summary.json and summary.md into the workdir."""
+  workdir, setting = _workdir.path_of(config), config.setting()
+  runlog.write_json(workdir / "summary.json", {"setting": setting, "methods": summary})
+  seeds = "; ".join(
+    f"{method} {', '.join(map(str, numbers['seeds']))}" for method, numbers in summary.items()
+  )
+  title = f"# {config.dataset}, {config.noise} noise {config.noise_rate:g}"
+  table = markdown_table(summary)
+  runlog.write_text(workdir / "summary.md", f"{title}\n\n{table}\nSeeds: {seeds}.\n")
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:

@@ -1,25 +1,20 @@
 """The one training loop: phases of steps, evaluation, ledger, checkpoints, resume."""
 
-import dataclasses
 import functools
-import operator
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-import reweight_jax as rw
-from experiments._errors import RunError
+from experiments import _steps
+from experiments._errors import RunError, UsageError
 from experiments._task import Examples, Task
 from reweight_jax import checkpointing, data, ledger, runlog, training
-from reweight_jax.types import Array, Batch, Params, PerExampleLoss, WeightingRule
-
-EVAL_BATCH_SIZE = 500
+from reweight_jax.types import Params, WeightingRule
 
 
 class Phase(NamedTuple):
@@ -30,11 +25,10 @@ class Phase(NamedTuple):
   rule: WeightingRule
   tx: optax.GradientTransformation
   uses_meta_batch: bool
-  step: Callable[..., Any]  # from make_loop_step
+  step: Callable[..., _steps.Carry]  # from make_loop_step
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
   """The numbers of a run that are not the method's."""
 
   batch_size: int
@@ -43,93 +37,14 @@ class Schedule:
   checkpoint_every: int  # steps
 
 
-class Tally(NamedTuple):
-  """Sums over the steps since the last evaluation; kept on the device."""
-
-  loss: Array
-  effective_sample_size: Array
-  zero_weight_share: Array
-  all_zero_batches: Array  # int32
-  steps: Array  # int32
-  bad_step: Array  # int32, the first step whose loss was not finite; -1 if none
-
-
-class Carry(NamedTuple):
-  """Everything that decides the future of a run, apart from its phases and its data."""
-
-  state: training.TrainState
-  ledger: ledger.WeightLedger
-  tally: Tally
-
-
-def empty_tally() -> Tally:
-  """A tally of no steps."""
-  # Each its own buffer: the loop step donates them all.
-  sums, counts = (jnp.zeros(()) for _ in range(3)), (jnp.int32(value) for value in (0, 0, -1))
-  return Tally(*sums, *counts)
-
-
-def make_loop_step(
-  loss_fn: PerExampleLoss, rule: WeightingRule, tx: optax.GradientTransformation, route: str
-) -> Callable[..., Carry]:
-  """The jitted body of the loop: picks the batch on the device, steps, keeps the books."""
-  train_step = training.make_train_step(loss_fn, rule, tx, route=route)
-
-  @functools.partial(jax.jit, donate_argnums=0, static_argnames="keep_ledger")
-  def step(
-    carry: Carry,
-    examples: Examples,
-    indices: Array,
-    meta: Examples | None,
-    meta_indices: Array,
-    keep_ledger: bool,
-  ) -> Carry:
-    batch = _pick(examples, indices)
-    meta_batch = None if meta is None else _pick(meta, meta_indices)
-    state, metrics = train_step(carry.state, batch, meta_batch)
-    tally = carry.tally
-    is_bad = ~jnp.isfinite(metrics.loss) & (tally.bad_step < 0)
-    tally = Tally(
-      tally.loss + metrics.loss,
-      tally.effective_sample_size + metrics.effective_sample_size,
-      tally.zero_weight_share + metrics.zero_weight_share,
-      tally.all_zero_batches + metrics.all_zero,
-      tally.steps + 1,
-      jnp.where(is_bad, state.step, tally.bad_step),
-    )
-    entries = ledger.record(carry.ledger, batch, metrics.weights) if keep_ledger else carry.ledger
-    return Carry(state, entries, tally)
-
-  return step
-
-
-def make_evaluator(eval_loss_fn: PerExampleLoss) -> Callable[[Params, Any, Batch], float]:
-  """Accuracy of params on a whole set, in padded batches of one size."""
-
-  @jax.jit
-  def num_correct(params: Params, model_state: Any, batch: Batch) -> Array:
-    logits = eval_loss_fn(params, model_state, batch, None).logits
-    return jnp.sum((jnp.argmax(logits, -1) == batch.labels) & batch.mask)
-
-  def accuracy(params: Params, model_state: Any, examples: Batch) -> float:
-    size = min(EVAL_BATCH_SIZE, examples.mask.shape[0])
-    correct = 0.0
-    for start in range(0, examples.mask.shape[0], size):
-      part = jax.tree.map(operator.itemgetter(slice(start, start + size)), examples)
-      correct += float(num_correct(params, model_state, part))
-    return correct / float(jnp.sum(examples.mask))
-
-  return accuracy
-
-
 def run(
   task: Task,
   params: Params,
   model_state: Any,
   phases: list[Phase],
   schedule: Schedule,
-  evaluate: Callable[..., float],
   *,
+  evaluate: Callable[..., float],
   seed: int,
   folder: pathlib.Path,
   advance: Callable[[int, str], None],
@@ -151,57 +66,61 @@ def run(
     advance: called with a number of steps done and a text about the run.
 
   Raises:
-    RunError: if a loss is not finite, naming the step.
+    RunError: if a loss, the params or the optimizer's state are not finite, naming the step.
+    UsageError: if the folder's checkpoint or log is damaged.
   """
-  log = folder / "metrics.jsonl"
-  total = sum(phase.num_steps for phase in phases)
-  checkpoints = checkpointing.Checkpoints(folder / "checkpoints")
-  start = checkpoints.latest_step() or 0
-  carry = _begin_phase(phases, start, params, model_state, task, schedule, seed)
-  if start:
-    carry = checkpoints.restore(start, carry)
-  runlog.keep_rows_until(log, start)
-  advance(start, "")
+  with checkpointing.Checkpoints(folder / "checkpoints") as checkpoints:
+    done = checkpoints.latest_step() or 0
+    carry = _begin(phases, done, params, model_state, task, schedule, seed)
+    log = folder / "metrics.jsonl"
+    try:
+      carry = checkpoints.restore(done, carry) if done else carry
+      rows = runlog.keep_rows_until(log, done)
+    except ValueError as error:
+      raise UsageError(f"--workdir: {error}") from error
+    advance(done, "")
+    clock = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
 
-  train, meta = jax.device_put((task.train, task.meta))
-  validation, test = _padded(task.validation), _padded(task.test)
-  done, clock = start, time.perf_counter()
-  while done < total:
-    index, offset = _phase_at(phases, done)
-    phase = phases[index]
-    if offset == 0 and done:
-      carry = _next_phase(phase, carry, schedule)
-    examples = train if phase.source == "train" else meta
-    stop = min(_next_multiple(done, schedule), total, done + phase.num_steps - offset)
-    for step in range(done, stop):
-      carry = phase.step(
-        carry,
-        examples,
-        _order(examples, schedule.batch_size, step, 2 * seed),
-        meta if phase.uses_meta_batch else None,
-        _order(meta, schedule.meta_batch_size, step, 2 * seed + 1),
-        keep_ledger=phase.source == "train",
-      )
-    advance(stop - done, "")
-    done = stop
-    _stop_if_not_finite(carry.tally, checkpoints)
-    if done % schedule.eval_every == 0 or done == total:
-      accuracy = functools.partial(evaluate, carry.state.params, carry.state.model_state)
-      accuracies = {
-        "validation_accuracy": accuracy(validation) if validation else None,
-        "test_accuracy": accuracy(test),
-      }
-      row = {"step": done, **_averages(carry.tally), **accuracies}
-      runlog.append_row(log, row | {"seconds": time.perf_counter() - clock})
-      advance(0, f"step {done}: test accuracy {100 * accuracies['test_accuracy']:.1f} %")
-      carry = carry._replace(tally=empty_tally())
-    if done % schedule.checkpoint_every == 0 or done == total:
-      checkpoints.save(done, carry)
-  checkpoints.close()
-  write_ledger(folder / "weights.npz", task, carry.ledger)
+    train, meta = jax.device_put((task.train, task.meta))
+    validation, test = _steps.padded(task.validation), _steps.padded(task.test)
+    total = sum(phase.num_steps for phase in phases)
+    while done < total:
+      index, offset = _phase_at(phases, done)
+      phase = phases[index]
+      if offset == 0 and done:
+        carry = _next_phase(phase, carry, schedule)
+      examples = train if phase.source == "train" else meta
+      stop = min(_next_multiple(done, schedule), done + phase.num_steps - offset)
+      for step in range(done, stop):
+        carry = phase.step(
+          carry,
+          examples,
+          _order(examples, schedule.batch_size, step, 2 * seed),
+          meta if phase.uses_meta_batch else None,
+          _order(meta, schedule.meta_batch_size, step, 2 * seed + 1),
+          keep_ledger=phase.source == "train",
+        )
+      advance(stop - done, "")
+      done = stop
+      _stop_if_not_finite(carry, done, checkpoints.latest_step())
+      if done % schedule.eval_every == 0 or done == total:
+        accuracy = functools.partial(evaluate, carry.state.params, carry.state.model_state)
+        row: dict[str, Any] = {
+          "step": done,
+          **_steps.averages(carry.tally),
+          "validation_accuracy": None if validation is None else accuracy(validation),
+          "test_accuracy": accuracy(test),
+          "seconds": time.perf_counter() - clock,
+        }
+        runlog.append_row(log, row)
+        advance(0, f"step {done}: test accuracy {100 * row['test_accuracy']:.1f} %")
+        carry = carry._replace(tally=_steps.empty_tally())
+      if done % schedule.checkpoint_every == 0 or done == total:
+        checkpoints.save(done, carry)
+  _write_ledger(folder / "weights.npz", task, carry.ledger)
 
 
-def write_ledger(path: pathlib.Path, task: Task, entries: ledger.WeightLedger) -> None:
+def _write_ledger(path: pathlib.Path, task: Task, entries: ledger.WeightLedger) -> None:
   """Writes what every training example was given, by its place in the original data set."""
   runlog.write_npz(
     path,
@@ -213,21 +132,6 @@ def write_ledger(path: pathlib.Path, task: Task, entries: ledger.WeightLedger) -
       "last_weight": np.asarray(entries.last_weight),
     },
   )
-
-
-def _pick(examples: Examples, indices: Array) -> Batch:
-  return rw.types.make_batch(examples.inputs[indices], examples.labels[indices], indices=indices)
-
-
-def _padded(examples: Examples) -> Batch | None:
-  """A whole set as one batch on the device, padded to full evaluation batches; None if empty."""
-  size = len(examples.labels)
-  if size == 0:
-    return None
-  padding = -size % min(EVAL_BATCH_SIZE, size)
-  rows = np.concatenate([np.arange(size), np.zeros(padding, np.int64)])
-  inputs, labels = examples.inputs[rows], examples.labels[rows]
-  return rw.types.make_batch(inputs, labels, mask=np.arange(size + padding) < size)
 
 
 def _order(examples: Examples, batch_size: int, step: int, seed: int) -> np.ndarray:
@@ -244,7 +148,7 @@ def _phase_at(phases: list[Phase], step: int) -> tuple[int, int]:
   return len(phases) - 1, phases[-1].num_steps
 
 
-def _begin_phase(
+def _begin(
   phases: list[Phase],
   done: int,
   params: Params,
@@ -252,7 +156,7 @@ def _begin_phase(
   task: Task,
   schedule: Schedule,
   seed: int,
-) -> Carry:
+) -> _steps.Carry:
   """The carry at step 0, or one of the structure of a checkpoint taken after `done` steps."""
   index, _ = _phase_at(phases, max(done - 1, 0))
   phase = phases[index]
@@ -264,10 +168,10 @@ def _begin_phase(
     key=jax.random.key(seed),
     batch_size=schedule.batch_size,
   )
-  return Carry(state, ledger.init_ledger(len(task.train.labels)), empty_tally())
+  return _steps.Carry(state, ledger.init_ledger(len(task.train.labels)), _steps.empty_tally())
 
 
-def _next_phase(phase: Phase, carry: Carry, schedule: Schedule) -> Carry:
+def _next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.Carry:
   """Hands params, statistics, key and step on; rule and optimizer start afresh."""
   old = carry.state
   state = training.init_train_state(
@@ -282,23 +186,13 @@ def _next_multiple(done: int, schedule: Schedule) -> int:
   )
 
 
-def _averages(tally: Tally) -> dict[str, float]:
-  steps = max(int(tally.steps), 1)
-  return {
-    "train_loss": float(tally.loss) / steps,
-    "effective_sample_size": float(tally.effective_sample_size) / steps,
-    "zero_weight_share": float(tally.zero_weight_share) / steps,
-    "all_zero_batches": int(tally.all_zero_batches),
-  }
-
-
-def _stop_if_not_finite(tally: Tally, checkpoints: checkpointing.Checkpoints) -> None:
-  step = int(tally.bad_step)
-  if step < 0:
+def _stop_if_not_finite(carry: _steps.Carry, done: int, kept: int | None) -> None:
+  step = int(carry.tally.bad_step)
+  if step >= 0:
+    what = f"the loss was not finite at step {step}"
+  elif not _steps.is_finite(carry.state):
+    what = f"params or optimizer state were not finite after step {done}"
+  else:
     return
-  kept = checkpoints.latest_step()
-  checkpoints.close()
   where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was taken before"
-  raise RunError(
-    f"the loss was not finite at step {step}; {where}. Lower --learning_rate, or look at the data."
-  )
+  raise RunError(f"{what}; {where}. Lower --learning_rate, or look at the data.")

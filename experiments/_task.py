@@ -57,6 +57,8 @@ def make_task(
     # Equal generators: training and validation share the background class.
     noise_rng = np.random.default_rng([seed, 1])
     labels = dataset.train_labels[indices]
+    if not labels.size:
+      return data.NoisyLabels(labels, np.zeros(0, bool), 0.0)
     return data.corrupt_labels(labels, dataset.num_classes, noise, noise_rate, noise_rng)
 
   train, validation = corrupt(split.train), corrupt(split.validation)

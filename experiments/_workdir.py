@@ -1,6 +1,5 @@
-"""The workdir of a command: one folder a run, each with the configuration that it belongs to."""
+"""The workdir of a command: one setting, one folder a run, each with what it was made with."""
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -21,7 +20,7 @@ def path_of(config: Config) -> pathlib.Path:
   """The workdir: the one given, or one under runs/ named after the setting."""
   if config.workdir:
     return pathlib.Path(config.workdir)
-  digest = hashlib.sha256(json.dumps(setting(config), sort_keys=True).encode()).hexdigest()[:8]
+  digest = hashlib.sha256(json.dumps(config.setting(), sort_keys=True).encode()).hexdigest()[:8]
   return pathlib.Path("runs", f"{config.dataset}_{config.noise}_{config.noise_rate:g}_{digest}")
 
 
@@ -37,42 +36,51 @@ def run_folders(config: Config) -> dict[str, list[pathlib.Path]]:
   }
 
 
-def setting(config: Config) -> dict[str, Any]:
-  """What decides the numbers of a run, apart from method and seed; as JSON gives it back."""
-  fields = dataclasses.asdict(config)
-  for name in ("methods", "seeds", "rules", "workdir", "data_dir"):
-    del fields[name]
-  return json.loads(json.dumps(fields))
+def finished_folders(config: Config) -> dict[str, list[pathlib.Path]]:
+  """Method -> the folders of all its finished runs; the command's methods first, seeds in order."""
+  folders = [folder for folder in _all_folders(config) if (folder / "weights.npz").exists()]
+  others = sorted({folder.parent.name for folder in folders} - set(config.run_names()))
+  return {
+    name: sorted((folder for folder in folders if folder.parent.name == name), key=seed_of)
+    for name in (*config.run_names(), *others)
+  }
+
+
+def seed_of(folder: pathlib.Path) -> int:
+  """The seed of a run's folder."""
+  return int(folder.name.removeprefix("seed_"))
+
+
+def check(config: Config) -> None:
+  """Raises UsageError if the workdir holds another setting, or what no command wrote."""
+  asked = config.setting()
+  for folder in sorted(_all_folders(config)):
+    found = _setting_there(folder)
+    if found is not None and found != asked:
+      raise UsageError(
+        f"--workdir: {folder} was made with another configuration: {_difference(found, asked)}; "
+        "choose another --workdir or delete that folder"
+      )
 
 
 def prepare(config: Config) -> None:
-  """Makes the folders of all runs, after checking that none belongs to another configuration.
+  """Makes the folders of all runs, after `check`.
 
   Raises:
-    UsageError: if a folder holds another configuration, saying where they differ, or cannot be
-      written.
+    UsageError: if the workdir does not fit or cannot be written.
   """
-  asked = setting(config)
-  folders = [folder for group in run_folders(config).values() for folder in group]
+  check(config)
   try:
-    for folder in folders:
-      path = folder / "config.json"
-      found = json.loads(path.read_text())["setting"] if path.exists() else asked
-      if found != asked:
-        raise UsageError(
-          f"--workdir: {folder} holds another configuration: {_difference(found, asked)}; "
-          "choose another --workdir or delete that folder"
-        )
-    for name, group in run_folders(config).items():
-      for seed, folder in zip(config.seeds, group, strict=True):
+    for name, folders in run_folders(config).items():
+      for seed, folder in zip(config.seeds, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
-          run = {"method": name, "seed": seed, "setting": asked, "versions": versions()}
+          run = {"method": name, "seed": seed, "setting": config.setting(), "versions": versions()}
           runlog.write_json(folder / "config.json", run)
   except OSError as error:
-    raise UsageError(f"--workdir: cannot write to {error.filename} ({error.strerror})") from error
-  except (ValueError, KeyError) as error:
-    raise UsageError(f"--workdir: {path} is damaged; delete its folder") from error
+    raise UsageError(
+      f"--workdir: cannot write to {error.filename} ({error.strerror}); choose another --workdir"
+    ) from error
 
 
 def versions() -> dict[str, str | None]:
@@ -85,6 +93,27 @@ def versions() -> dict[str, str | None]:
     commit = None
   modules = {"reweight_jax": rw, "jax": jax, "flax": flax, "optax": optax}
   return {name: module.__version__ for name, module in modules.items()} | {"commit": commit}
+
+
+def _all_folders(config: Config) -> list[pathlib.Path]:
+  """The folders of the workdir's runs, those of earlier commands too."""
+  found = path_of(config).glob("*/seed_*")
+  return [folder for folder in found if folder.name.removeprefix("seed_").isdecimal()]
+
+
+def _setting_there(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The setting that a run's folder was made with; None if nothing was run there yet."""
+  path = folder / "config.json"
+  # A kill may leave a folder before its config.json, but never checkpoints without one.
+  if not path.exists() and not any((folder / name).exists() for name in ("checkpoints", "plots")):
+    return None
+  try:
+    return dict(json.loads(path.read_text())["setting"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UsageError(
+      f"--workdir: expected the configuration of a run in {path}, which is missing or damaged; "
+      f"choose another --workdir or delete the folder {folder}"
+    ) from error
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:

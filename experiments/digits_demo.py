@@ -14,13 +14,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _errors, _progress, _report, _workdir, cifar_noisy
+from experiments import _config, _errors, _phases, _progress, _report, _workdir, cifar_noisy
 from experiments._config import Config
 
 METHODS = ("ce", "random", "clean_only", "finetune", "l2rw")
 NOISES = (("pair", 0.45), ("symmetric", 0.4))
-
-FLAGS = flags.FLAGS
 
 
 def configs(workdir: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 600) -> list[Config]:
@@ -35,58 +33,72 @@ def configs(workdir: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 600) 
 
 
 def run(commands: list[Config]) -> list[dict[str, Any]]:
-  """Runs the commands under one progress bar and returns their summaries."""
-  progress = _progress.Progress(sum(cifar_noisy.total_steps(config) for config in commands))
-  summaries = [cifar_noisy.run(config, progress) for config in commands]
-  progress.close()
-  return summaries
+  """Runs the commands under one progress bar and returns their summaries.
+
+  Raises:
+    UsageError: before the first of them runs, if one of their workdirs does not fit.
+  """
+  for config in commands:
+    _config.check(config)
+    _workdir.check(config)
+  with _progress.Progress(sum(map(_phases.total_steps, commands))) as progress:
+    return [cifar_noisy.run(config, progress) for config in commands]
 
 
 def is_early_stopping_enough(summary: dict[str, Any]) -> bool:
   """Whether l2rw's last step is within the spread, or 1 point, of plain training stopped early."""
   stopped, weighted = summary["ce"]["selected"], summary["l2rw"]["last"]
-  return weighted["mean"] - stopped["mean"] <= max(stopped["std"], weighted["std"], 0.01)
+  spreads = [numbers["std"] or 0.0 for numbers in (stopped, weighted)]  # one seed has no spread
+  return weighted["mean"] - stopped["mean"] <= max(*spreads, 0.01)
 
 
 def verdict(summary: dict[str, Any]) -> str:
   """How l2rw's last step compares with the two baselines that are easier to run."""
   mean = lambda method, column: 100 * summary[method][column]["mean"]
   weighted = mean("l2rw", "last")
+  stopped, finetuned = mean("ce", "selected"), mean("finetune", "last")
   return (
-    f"l2rw at its last step: {weighted - mean('ce', 'selected'):+.1f} points against plain training "
-    f"stopped early, {weighted - mean('finetune', 'last'):+.1f} against fine-tuning on the clean set."
+    f"l2rw at its last step: {weighted - stopped:+.1f} points against plain training stopped "
+    f"early, {weighted - finetuned:+.1f} against fine-tuning on the clean set."
   )
 
 
-def main() -> None:
+def conclusion(names: list[str], summaries: list[dict[str, Any]]) -> str:
+  """For which kinds of noise plain training with early stopping does."""
+  enough: list[str] = []
+  rest: list[str] = []
+  for name, summary in zip(names, summaries, strict=True):
+    (enough if is_early_stopping_enough(summary) else rest).append(name)
+  return (
+    "Plain training with early stopping is enough for: "
+    f"{', '.join(enough) or 'none of these'}; not for: {', '.join(rest) or 'none of these'}."
+  )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """The one flag."""
+  flags.DEFINE_string("workdir", "runs/digits_demo", "folder of the results", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
   """Runs the demo, prints the tables and draws the picture."""
-  commands = configs(FLAGS.workdir)
+  workdir = pathlib.Path(values.workdir)
+  commands = configs(str(workdir))
   summaries = run(commands)
   names = [f"{config.noise} noise {100 * config.noise_rate:g} %" for config in commands]
   for name, summary in zip(names, summaries, strict=True):
     print(f"\ndigits, {name}, 20 clean examples\n")
     print(_report.markdown_table(summary))
     print(verdict(summary))
-  enough = [
-    name
-    for name, summary in zip(names, summaries, strict=True)
-    if is_early_stopping_enough(summary)
-  ]
-  rest = [name for name in names if name not in enough]
-  print(
-    "\nPlain training with early stopping is enough for: "
-    f"{', '.join(enough) or 'none of these'}; not for: {', '.join(rest) or 'none of these'}."
-  )
-  picture = pathlib.Path(FLAGS.workdir, "demo.png")
+  print(f"\n{conclusion(names, summaries)}")
   panels = {
     f"digits, {name}": _workdir.run_folders(config)
     for name, config in zip(names, commands, strict=True)
   }
-  _report.draw_summary(picture, panels, weighted="l2rw")
+  _report.draw_summary(workdir / "demo.png", panels, weighted="l2rw")
   print("Test accuracy in %, mean ± standard deviation over 3 seeds.")
-  print(f"Picture: {picture}")
+  print(f"Picture: {workdir / 'demo.png'}")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", "runs/digits_demo", "folder of the results")
-  _errors.run_binary(main)
+  _errors.run_binary(define_flags, main)

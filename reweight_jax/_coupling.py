@@ -1,6 +1,7 @@
 """Whether the examples of a batch see each other, as BatchNorm in training mode makes them."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from reweight_jax.types import Array, Batch, Key, ModelState, Params, PerExampleLoss
+
+NUM_PROBES = 4
 
 COUPLED = (
   "per-example gradients expect a model whose examples do not see each other; here the loss of one "
@@ -23,63 +26,79 @@ def examples_are_coupled(
 ) -> bool:
   """Whether changing one made-up example changes the loss of another.
 
-  Runs on two made-up examples and made-up parameters: at most 2/batch of a forward pass, and under
-  jit nothing at all in the compiled program. A loss that closes over traced values cannot be run
-  while tracing; it is given the benefit of the doubt.
+  Runs on four made-up examples and made-up parameters, compiled once for each loss function and
+  shape; nothing of it enters the caller's program. A loss that closes over traced values cannot be
+  run while tracing; it is given the benefit of the doubt.
   """
-  pair = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), batch)
   shape_of = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype)
-  leaves, structure = jax.tree.flatten((*jax.tree.map(shape_of, (params, model_state)), pair))
+  shapes = jax.tree.map(shape_of, (params, model_state, batch))
+  leaves, structure = jax.tree.flatten(shapes)
   return _is_coupled(loss_fn, tuple(leaves), structure, key is not None)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _is_coupled(
   loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, with_key: bool
 ) -> bool:
   # Compiled ahead of time, so that it runs at once also while an outer jit is being traced.
-  compiled = _loss_before_and_after.lower(loss_fn, leaves, structure, with_key).compile()
+  compiled = _other_losses.lower(loss_fn, leaves, structure, with_key).compile()
   try:
     before, after = compiled()
   except TypeError:  # traced values that the loss closes over have become hidden arguments
     return False
-  return not np.allclose(before, after, rtol=1e-4, atol=1e-6, equal_nan=True)
+  return not np.allclose(before, after, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _loss_before_and_after(
+def _other_losses(
   loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, with_key: bool
 ) -> tuple[Array, Array]:
-  """The loss of the second example, with one first example and with another."""
-  shapes = jax.tree.unflatten(structure, leaves)
-  params, model_state, one = _made_up(shapes, 0)
-  other = _made_up(shapes, 1)[2]
+  """The losses of all examples but the first, with one first example and with another."""
+  params, model_state, batch = jax.tree.unflatten(structure, leaves)
+  seeds = itertools.count()
+  params = jax.tree.map(lambda leaf: _made_up_param(leaf, next(seeds)), params)
+  model_state = jax.tree.map(lambda leaf: _made_up_values(leaf, next(seeds), 0), model_state)
+
+  def examples(parity: int) -> Batch:
+    shape = lambda leaf: jax.ShapeDtypeStruct((NUM_PROBES, *leaf.shape[1:]), leaf.dtype)
+    fill = lambda leaf: _made_up_values(shape(leaf), next(seeds), parity)
+    return jax.tree.map(fill, batch)._replace(mask=jnp.ones(NUM_PROBES, bool))
+
+  one, other = examples(0), examples(1)
   key = jax.random.key(0) if with_key else None
-  swapped = jax.tree.map(lambda a, b: jnp.stack([b[0], a[1]]), one.inputs, other.inputs)
-  run = lambda inputs: loss_fn(params, model_state, one._replace(inputs=inputs), key).losses[1]
-  return run(one.inputs), run(swapped)
-
-
-def _made_up(shapes: tuple[Params, ModelState, Batch], seed: int) -> tuple[Any, Any, Batch]:
-  """Arrays of these shapes: floats in (0.1, 1), of either sign for params; integers `seed`."""
-
-  def fill(position: int, leaf: Any) -> Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return jnp.broadcast_to(jax.random.key(0), leaf.shape)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      return jnp.full(leaf.shape, seed, leaf.dtype)
-    # Multiples of the golden ratio modulo 1: spread out, and far cheaper to compile than threefry.
-    steps = jnp.arange(math.prod(leaf.shape), dtype=jnp.float32).reshape(leaf.shape)
-    spread = jnp.modf((steps + 31 * position + 17 * seed + 1) * 0.618034)[0]
-    return (0.1 + 0.9 * spread).astype(leaf.dtype)
-
-  def sign(leaf: Array) -> Array:
-    # Keeps sums of many terms small and lets a relu pass some of them.
-    flips = (-1) ** jnp.arange(leaf.size, dtype=jnp.int32).reshape(leaf.shape)
-    return leaf * flips.astype(leaf.dtype)
-
-  leaves, structure = jax.tree.flatten(shapes)
-  params, model_state, batch = jax.tree.unflatten(
-    structure, [fill(*pair) for pair in enumerate(leaves)]
+  swap = lambda a, b: jnp.concatenate([b[:1], a[1:]])
+  inputs, labels = (
+    jax.tree.map(swap, a, b) for a, b in ((one.inputs, other.inputs), (one.labels, other.labels))
   )
-  return jax.tree.map(sign, params), model_state, batch._replace(mask=jnp.ones(2, bool))
+  run = lambda batch: loss_fn(params, model_state, batch, key).losses[1:]
+  return run(one), run(one._replace(inputs=inputs, labels=labels))
+
+
+def _made_up_param(leaf: Any, seed: int) -> Array:
+  """Random signs, scaled by the fan-in so that activations of deep nets neither grow nor vanish."""
+  noise = 2 * _noise(leaf.shape, seed) - 1
+  fan_in = math.prod(leaf.shape) / leaf.shape[-1] if len(leaf.shape) > 1 else None
+  noise = 0.5 + noise / 4 if fan_in is None else noise * math.sqrt(6 / max(fan_in, 1))
+  return noise.astype(leaf.dtype)
+
+
+def _made_up_values(leaf: Any, seed: int, parity: int) -> Array:
+  """Floats in (0.1, 1), integers 0 and 1 that differ between neighbors and between parities."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+  if jnp.issubdtype(leaf.dtype, jnp.floating):
+    return (0.1 + 0.9 * _noise(leaf.shape, seed)).astype(leaf.dtype)
+  rows = jnp.arange(leaf.shape[0]) if leaf.shape else jnp.zeros((), jnp.int32)
+  rows = (rows + parity) % 2
+  return jnp.broadcast_to(
+    rows.reshape(rows.shape + (1,) * (len(leaf.shape) - rows.ndim)), leaf.shape
+  ).astype(leaf.dtype)
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> Array:
+  """Uniform in [0, 1) by an integer hash, which compiles far faster than threefry."""
+  bits = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+  bits = (bits + jnp.uint32((7919 * seed + 1) % 2**32)) * jnp.uint32(2654435761)
+  for shift, factor in ((15, 2246822519), (13, 3266489917)):
+    bits = (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
+  return (bits >> jnp.uint32(8)).astype(jnp.float32) / 2**24

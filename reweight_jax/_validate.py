@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_number(
@@ -20,7 +21,7 @@ def check_number(
   """Raises ValueError if a plain number is outside its range; arrays and tracers pass unread."""
   if isinstance(value, bool) or value is None or isinstance(value, str):
     raise TypeError(f"{name} expects a number, got {value!r}.")
-  if not isinstance(value, (int, float)):
+  if not isinstance(value, (int, float, np.number)):
     return
   if not (value >= at_least and value > above and value <= at_most and value < below):
     limits = [

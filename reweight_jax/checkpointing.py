@@ -1,7 +1,11 @@
 """Checkpoints of a run: any pytree, by step, through Orbax."""
 
+import contextlib
 import os
 import pathlib
+import signal
+import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,9 +43,13 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, tree: Any) -> None:
-    """Writes a checkpoint; returns when it is on disk. Does nothing if the step has one."""
+    """Writes a checkpoint; returns when it is on disk. Does nothing if the step has one.
+
+    Ctrl-C in the middle of it raises KeyboardInterrupt once the checkpoint is written.
+    """
     if step != self.latest_step():
-      self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
+      with _interrupts_held():
+        self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
 
   def restore(self, step: int, like: Any) -> Any:
     """Reads the checkpoint of a step into the structure, shapes and dtypes of `like`.
@@ -60,3 +68,21 @@ class Checkpoints:
   def close(self) -> None:
     """Ends the manager's threads."""
     self._manager.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+  """Keeps SIGINT until the end of the block: Orbax's threads and event loop do not survive it."""
+  handler = signal.getsignal(signal.SIGINT)
+  # Only the main thread may set handlers; an ignored signal stays ignored.
+  if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    yield
+    return
+  received: list[int] = []
+  signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  if received:
+    signal.raise_signal(signal.SIGINT)

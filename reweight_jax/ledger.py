@@ -27,7 +27,7 @@ def init_ledger(num_examples: int) -> WeightLedger:
 def record(ledger: WeightLedger, batch: Batch, weights: Array) -> WeightLedger:
   """Enters the weights of one batch; jittable.
 
-  Guarantees: padding, and indices beyond the ledger, change nothing.
+  Guarantees: padding, and indices outside the ledger, change nothing.
 
   Args:
     ledger: the ledger so far.
@@ -42,7 +42,8 @@ def record(ledger: WeightLedger, batch: Batch, weights: Array) -> WeightLedger:
     >>> print(mean_weights(record(init_ledger(3), batch, jnp.array([0.5, 1.5]))))
     [1.5 nan 0.5]
   """
-  places = jnp.where(batch.mask, batch.indices, ledger.times_seen.shape[0])
+  is_known = batch.mask & (batch.indices >= 0)
+  places = jnp.where(is_known, batch.indices, ledger.times_seen.shape[0])
   weights = weights.astype(ledger.total_weight.dtype)
   return WeightLedger(
     ledger.total_weight.at[places].add(weights, mode="drop"),
@@ -53,5 +54,6 @@ def record(ledger: WeightLedger, batch: Batch, weights: Array) -> WeightLedger:
 
 def mean_weights(ledger: WeightLedger) -> Array:
   """`[examples]` mean weight over the times an example was seen; NaN where never."""
-  mean = ledger.total_weight / jnp.maximum(ledger.times_seen, 1)
+  times = jnp.maximum(ledger.times_seen, 1).astype(ledger.total_weight.dtype)
+  mean = ledger.total_weight / times
   return jnp.where(ledger.times_seen > 0, mean, jnp.nan)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax.types import (
   ApplyFn,
   Array,
@@ -73,7 +74,7 @@ def token_cross_entropy(logits: Array, labels: Array) -> Array:
   """
   counted = labels >= 0
   losses = softmax_cross_entropy(logits, jnp.where(counted, labels, 0))
-  return jnp.sum(jnp.where(counted, losses, 0)) / jnp.maximum(jnp.sum(counted), 1)
+  return jnp.sum(jnp.where(counted, losses, 0)) / num_real(counted, losses.dtype)
 
 
 def unit_margin(logits: Array, label: Array) -> Array:
@@ -184,14 +185,14 @@ def from_apply(
     params: Params, model_state: ModelState, batch: Batch, key: Key | None
   ) -> Outputs:
     predictions, new_state = apply_fn(params, model_state, batch.inputs, key, train)
-    predictions = jax.tree.map(_at_least_float32, predictions)
+    predictions = jax.tree.map(at_least_float32, predictions)
     losses = jax.vmap(loss)(predictions, batch.labels)
     if losses.shape != batch.mask.shape:
       raise ValueError(
         "from_apply expects a loss of one example that returns a scalar; mapped over a batch of "
         f"{batch.mask.shape[0]} it returned shape {losses.shape}. Sum or average inside the loss."
       )
-    return Outputs(_at_least_float32(losses), predictions, new_state)
+    return Outputs(at_least_float32(losses), predictions, new_state)
 
   return per_example_loss
 
@@ -199,9 +200,3 @@ def from_apply(
 def _logsumexp_of_others(logits: Array, label: Array) -> Array:
   is_label = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
   return jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits))
-
-
-def _at_least_float32(array: Array) -> Array:
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    return array
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._coupling import COUPLED, examples_are_coupled
 from reweight_jax._validate import check_choice, check_floating
 from reweight_jax.types import (
@@ -72,7 +73,7 @@ def linearize(
 
   def losses_of(params: Params) -> tuple[Array, Outputs]:
     outputs = loss_fn(params, model_state, batch, key)
-    losses = jnp.where(batch.mask, outputs.losses, 0)
+    losses = jnp.where(batch.mask, at_least_float32(outputs.losses), 0)
     return losses, outputs._replace(losses=losses)
 
   losses, push, outputs = jax.linearize(losses_of, params, has_aux=True)
@@ -151,7 +152,7 @@ def grad_norms(
     [5. 2.]
   """
   microbatches = _microbatches(loss_fn, params, model_state, batch, key, microbatch_size)
-  norm = jax.vmap(lambda tree: optax.tree.norm(jax.tree.map(_float32_or_wider, tree)))
+  norm = jax.vmap(lambda tree: optax.tree.norm(jax.tree.map(at_least_float32, tree)))
   parts = [norm(_vmap_grad(loss_fn, params, model_state, *part)) for part in microbatches]
   return jnp.concatenate(parts)
 
@@ -200,7 +201,7 @@ def weighted_aggregate(
         )
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(updates))
     weights, state = rule.update(mask.astype(dtype), state, params, mask=mask, **evidence)
-    factors = jnp.where(mask, weights, 0) / jnp.maximum(jnp.sum(mask), 1).astype(dtype)
+    factors = jnp.where(mask, weights, 0) / num_real(mask, dtype)
     total = lambda rows: jnp.tensordot(factors.astype(rows.dtype), rows, axes=1)
     return jax.tree.map(total, updates), state
 
@@ -238,7 +239,3 @@ def _vmap_grad(
 
   keys_axis = None if keys is None else 0
   return jax.vmap(jax.grad(loss_of), in_axes=(None, 0, keys_axis))(params, batch, keys)
-
-
-def _float32_or_wider(leaf: Array) -> Array:
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))

@@ -13,7 +13,7 @@ PathLike = str | os.PathLike[str]
 
 
 def append_row(path: PathLike, row: Mapping[str, Any]) -> None:
-  """Adds one line of JSON to a log and flushes it; NaN is written as null."""
+  """Adds one line of JSON to a log and flushes it; NaN and infinity are written as null."""
   with open(path, "a", encoding="utf-8") as file:
     file.write(_dumps(row) + "\n")
 

@@ -45,7 +45,7 @@ def place(mesh: Mesh, state: Any, *batches: Any) -> tuple[Any, ...]:
     True
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(batches):
-    if leaf.shape[0] % mesh.size:
+    if not leaf.shape or leaf.shape[0] % mesh.size:
       raise ValueError(
         f"place expects batch sizes divisible by the {mesh.size} devices of the mesh; "
         f"batches{jax.tree_util.keystr(path)} has shape {leaf.shape}. Pad the batch (mask False)."

@@ -13,8 +13,10 @@ PACKAGE = pathlib.Path(reweight_jax.__file__).parent
 ROOT = PACKAGE.parent
 EDGES = ("checkpointing", "data", "models", "plotting", "runlog")
 EDGE_PACKAGES = ("flax", "grain", "matplotlib", "orbax", "sklearn", "tensorflow_datasets", "tqdm")
-ORDER = ("types", "_validate", "_coupling", "losses", "metrics", "per_example", "rules", "meta",
-         "ledger", "training", "sharding", *EDGES)  # fmt: skip
+CORE = (
+  "types _validate _arrays _coupling losses metrics per_example rules meta ledger training sharding"
+)
+ORDER = (*CORE.split(), *EDGES)
 
 
 def _modules_imported(path):

@@ -29,6 +29,10 @@ class LedgerTest(absltest.TestCase):
     self.assertEqual(entries.last_weight.tolist(), [2.0, 5.0])
     self.assertEqual(entries.times_seen.tolist(), [1, 2])
 
+  def test_indices_outside_the_ledger_change_nothing(self):
+    entries = ledger.record(ledger.init_ledger(2), _batch([-1, 2]), jnp.array([2.0, 3.0]))
+    self.assertEqual(entries.times_seen.tolist(), [0, 0])
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -171,7 +171,7 @@ class ExampleWeightsTest(parameterized.TestCase):
     self.assertEqual(weights.tolist(), [0.0, 0.0, 0.0])
 
   def test_a_bfloat16_model_keeps_weights_in_float32(self):
-    net = rw.models.build("mlp", 3, dtype=jnp.bfloat16)
+    net = rw.models.MLP(num_classes=3, hidden=(8,), dtype=jnp.bfloat16)
     params, state = zoo.init_shapes(net, jnp.zeros((2, 6, 6, 2)))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) / 4, zoo.random_like(params, 0))
     loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))

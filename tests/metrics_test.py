@@ -33,6 +33,14 @@ class RankingTest(parameterized.TestCase):
     result = metrics.auroc(jnp.asarray(scores), jnp.asarray(positive))
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 
+  def test_examples_never_seen_and_padding_do_not_count(self):
+    scores = jnp.array([np.nan, np.nan, 1.0, 2.0, 3.0, 9.0])
+    positive = jnp.array([True, True, False, True, False, True])
+    mask = jnp.arange(6) < 5
+    # Left: negatives 1 and 3, the positive 2 between them.
+    self.assertEqual(float(metrics.auroc(scores, positive, mask)), 0.5)
+    self.assertEqual(float(metrics.average_precision(scores, positive, mask)), 0.5)
+
   def test_without_both_kinds_auroc_says_nan(self):
     self.assertTrue(np.isnan(metrics.auroc(jnp.ones(3), jnp.ones(3, bool))))
     self.assertTrue(np.isnan(metrics.auroc(jnp.ones(3), jnp.zeros(3, bool))))
@@ -75,6 +83,32 @@ class AccuracyTest(parameterized.TestCase):
       jnp.asarray(self.logits), jnp.asarray(self.labels), num_bins
     )
     np.testing.assert_allclose(result, expected, rtol=1e-4)
+
+  def test_bfloat16_logits_are_counted_and_calibrated_in_float32(self):
+    logits, labels = jnp.asarray(self.logits, jnp.bfloat16), jnp.asarray(self.labels)
+    wide = logits.astype(jnp.float32)
+    for result, expected in (
+      (metrics.per_class_accuracy(logits, labels, 4), metrics.per_class_accuracy(wide, labels, 4)),
+      (
+        metrics.expected_calibration_error(logits, labels),
+        metrics.expected_calibration_error(wide, labels),
+      ),
+    ):
+      np.testing.assert_array_equal(result, expected)
+
+  def test_masked_examples_do_not_count_in_classes_and_bins(self):
+    mask = jnp.arange(300) < 200
+    logits, labels = jnp.asarray(self.logits), jnp.asarray(self.labels)
+    np.testing.assert_allclose(
+      metrics.per_class_accuracy(logits, labels, 4, mask),
+      metrics.per_class_accuracy(logits[:200], labels[:200], 4),
+      rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+      metrics.expected_calibration_error(logits, labels, mask=mask),
+      metrics.expected_calibration_error(logits[:200], labels[:200]),
+      rtol=1e-5,
+    )
 
 
 class WeightsTest(absltest.TestCase):

@@ -137,6 +137,37 @@ class CouplingTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "BatchNorm.*linearize"):
       (jax.jit(norms) if under_jit else norms)(params)
 
+  @parameterized.parameters(
+    (64, (128, 128)), (784, (256, 256)), (64, (64,) * 6), (4, (32, 32)), (8, (32, 32))
+  )
+  def test_batch_norm_is_found_in_nets_of_any_width_and_depth(self, num_inputs, hidden):
+    net = rw.models.MLP(num_classes=10, hidden=hidden, norm="batch")
+    inputs = jnp.ones((5, num_inputs))
+    params, state = zoo.init_shapes(net, inputs)
+    params, state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), (params, state))
+    loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
+    with self.assertRaisesRegex(ValueError, "BatchNorm"):
+      grads(loss_fn, params, state, rw.types.make_batch(inputs, jnp.zeros(5, jnp.int32)))
+
+  def test_losses_that_compare_examples_are_found(self):
+    def supervised_contrastive(params, state, batch, key):
+      embedding = batch.inputs @ params
+      embedding = embedding / jnp.linalg.norm(embedding, axis=1, keepdims=True)
+      others = embedding @ embedding.T - 1e9 * jnp.eye(embedding.shape[0])
+      same = (batch.labels[:, None] == batch.labels[None]) & ~jnp.eye(
+        embedding.shape[0], dtype=bool
+      )
+      return rw.types.Outputs(-jnp.sum(jax.nn.log_softmax(others) * same, axis=1))
+
+    def by_class_count(params, state, batch, key):
+      counts = jnp.sum(batch.labels[:, None] == batch.labels[None], axis=1)
+      return rw.types.Outputs((batch.inputs @ params)[:, 0] / counts)
+
+    batch = rw.types.make_batch(jnp.ones((5, 3)), jnp.zeros(5, jnp.int32))
+    for loss_fn in (supervised_contrastive, by_class_count):
+      with self.assertRaises(ValueError):
+        grads(loss_fn, jnp.ones((3, 4)), (), batch)
+
   def test_batch_norm_in_evaluation_is_not_coupled(self):
     _, params, state = zoo.make("batch_norm")
     loss_fn = rw.losses.from_apply(rw.models.linen_apply(zoo.NETS["batch_norm"]), train=False)
@@ -163,22 +194,27 @@ class CouplingTest(parameterized.TestCase):
         chex.assert_tree_shape_prefix(rows(), (4,))
 
   def test_vmap_of_grad_through_batch_norm_would_be_wrong(self):
-    loss_fn, params, state = zoo.make("batch_norm")
+    net = rw.models.MLP(num_classes=3, hidden=(16, 16), norm="batch")
     batch = zoo.random_batch(1, 8)
+    params, state = zoo.init_shapes(net, batch.inputs)
+    params, state = zoo.random_like(params, 0), jax.tree.map(lambda x: jnp.ones(x.shape), state)
+    loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
     loss_of = lambda p, b: loss_fn(p, state, jax.tree.map(lambda x: x[None], b), None).losses[0]
     rows = jax.jit(jax.vmap(jax.grad(loss_of), in_axes=(None, 0)))(params, batch)
     wrong = jnp.concatenate([leaf.sum(0).ravel() for leaf in jax.tree.leaves(rows)])
     _, _, pulled = linearized(loss_fn, params, state, batch)
     right = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(pulled)])
     cosine = wrong @ right / (jnp.linalg.norm(wrong) * jnp.linalg.norm(right))
-    self.assertLess(float(cosine), 0.99)
+    self.assertLess(float(cosine), 0.9)
 
 
 class WeightedAggregateTest(parameterized.TestCase):
   def test_chained_with_an_optimizer_it_is_the_weighted_training_step(self):
     loss_fn, params, state = zoo.make("mlp")
     batch = zoo.random_batch(1, 6, num_padding=2)
-    rule, tx = rw.rules.focal(2.0), optax.sgd(0.1)
+    # A rule that gives padding weight, which the aggregate must not pass on.
+    careless = rw.rules.weighting_rule(lambda weights, **unused: weights + 1)
+    rule, tx = optax.chain(rw.rules.focal(2.0), careless), optax.sgd(0.1)
     key = jax.random.key(0)
     train = rw.training.init_train_state(params, state, rule, tx, key=key, batch_size=6)
     stepped, _ = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))(train, batch)

@@ -48,6 +48,13 @@ class NormalizeTest(parameterized.TestCase):
   def test_with_decay_an_all_zero_first_batch_stays_finite(self):
     self.assertEqual(_update(rules.normalize(decay=0.9), [0.0] * 4, mask=MASK).tolist(), [0.0] * 4)
 
+  def test_with_decay_a_batch_without_examples_leaves_the_average_alone(self):
+    rule, weights = rules.normalize(decay=0.5), jnp.full(4, 2.0)
+    first, state = rule.update(weights, rule.init(weights), mask=jnp.ones(4, bool))
+    nothing, waited = rule.update(0 * weights, state, mask=jnp.zeros(4, bool))
+    self.assertEqual(nothing.tolist(), [0.0] * 4)
+    self.assertEqual([float(x) for x in waited], [float(x) for x in state])
+
   def test_other_scales_and_decays_out_of_range_are_refused(self):
     with self.assertRaisesRegex(ValueError, "one of mean; got 'sum'"):
       rules.normalize("sum")
@@ -178,6 +185,11 @@ class ClassBalancedTest(parameterized.TestCase):
     np.testing.assert_allclose(flat, [1, 1], rtol=1e-6)
     inverse = _update(rules.class_balanced(counts, 0.9999999), np.ones(2), labels=np.arange(2))
     np.testing.assert_allclose(inverse, 20 / counts, rtol=1e-5)
+
+  def test_a_label_outside_the_classes_counts_as_the_nearest(self):
+    rule = rules.class_balanced([90, 5, 5])
+    weights = _update(rule, np.ones(4), labels=np.array([-1, 0, 2, 7]))
+    self.assertEqual((weights[0], weights[3]), (weights[1], weights[2]))
 
   def test_bad_counts_and_betas_are_refused(self):
     with self.assertRaisesRegex(ValueError, "positive counts, got 0 for class 1"):

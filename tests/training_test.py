@@ -29,29 +29,66 @@ def _linear(theta=0.0):
   return rw.losses.from_apply(model, rw.losses.squared_error), jnp.float32(theta)
 
 
+def _squared(loss_fn):
+  """The same model under the square of its loss."""
+
+  def squared(*arguments):
+    outputs = loss_fn(*arguments)
+    return outputs._replace(losses=outputs.losses**2)
+
+  return squared
+
+
 class FormsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.enter_context(jax.enable_x64(True))
 
-  @parameterized.parameters("dropout", "batch_norm")
-  def test_fused_nested_and_split_steps_are_equal(self, name):
+  @parameterized.parameters(("dropout", None), ("batch_norm", None), ("mlp", optax.sgd(0.3)))
+  def test_fused_nested_and_split_steps_are_equal(self, name, virtual):
     loss_fn, train, batch, clean = _begin(name, dtype=jnp.float64)
+    # A meta loss of its own, and weight decay in the virtual step, must reach every form.
+    meta_loss_fn = None if virtual is None else _squared(loss_fn)
+    virtual = virtual and optax.chain(optax.add_decayed_weights(0.5), virtual)
+    options = {"meta_loss_fn": meta_loss_fn, "virtual_optimizer": virtual}
     steps = {
-      "forward": jax.jit(training.make_train_step(loss_fn, RULE, TX)),
-      "nested": jax.jit(training.make_train_step(loss_fn, RULE, TX, route="nested")),
-      "split": training.make_split_train_step(loss_fn, RULE, TX),
+      "forward": jax.jit(training.make_train_step(loss_fn, RULE, TX, **options)),
+      "nested": jax.jit(training.make_train_step(loss_fn, RULE, TX, route="nested", **options)),
+      "split": training.make_split_train_step(loss_fn, RULE, TX, **options),
+      "parts": training.make_accumulating_train_step(
+        loss_fn, RULE, TX, num_microbatches=2, **options
+      ),
     }
+    if name != "mlp":  # microbatches have dropout masks and batch statistics of their own
+      del steps["parts"]
     results = {}
     for route, step in steps.items():
       state = train
       for _ in range(2):
         state, metrics = step(state, batch, clean)
       results[route] = (state._replace(key=None), metrics)
-    chex.assert_trees_all_close(results["forward"], results["nested"], rtol=1e-9, atol=1e-11)
-    chex.assert_trees_all_close(results["forward"], results["split"], rtol=1e-9, atol=1e-11)
+    for route in results:
+      chex.assert_trees_all_close(results[route], results["nested"], rtol=1e-9, atol=1e-11)
+    if virtual is not None:
+      plain, _ = jax.jit(training.make_train_step(loss_fn, RULE, TX))(train, batch, clean)
+      options = {"meta_loss_fn": None, "virtual_optimizer": virtual}
+      moved, _ = jax.jit(training.make_train_step(loss_fn, RULE, TX, **options))(
+        train, batch, clean
+      )
+      weights = rw.meta.example_weights(
+        loss_fn, train.params, (), batch, clean, meta_loss_fn=_squared(loss_fn),
+        virtual_optimizer=virtual,
+      )  # fmt: skip
+      first = jax.jit(
+        training.make_train_step(
+          loss_fn, RULE, TX, meta_loss_fn=_squared(loss_fn), virtual_optimizer=virtual
+        )
+      )(train, batch, clean)[1].weights
+      np.testing.assert_allclose(first / 6, weights, rtol=1e-9)
+      difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), plain.params, moved.params)
+      self.assertGreater(max(jax.tree.leaves(difference)), 1e-5)
 
-  @parameterized.parameters(1, 2, 3)
+  @parameterized.parameters(1, 3)
   def test_accumulating_over_microbatches_is_the_step_over_the_whole_batch(self, num_microbatches):
     rule = optax.chain(rw.rules.focal(1.0), RULE)
     loss_fn, train, batch, clean = _begin("mlp", rule, dtype=jnp.float64)
@@ -67,11 +104,14 @@ class FormsTest(parameterized.TestCase):
     chex.assert_trees_all_close(strip(result), strip(expected), rtol=1e-10, atol=1e-12)
 
   def test_accumulating_without_a_meta_batch_runs_rules_that_need_none(self):
-    rule = rw.rules.focal(1.0)
+    rule = rw.rules.loss_transform(jnp.square)
     loss_fn, train, batch, _ = _begin("mlp", rule, dtype=jnp.float64)
-    expected, _ = jax.jit(training.make_train_step(loss_fn, rule, TX))(train, batch)
+    batch = batch._replace(mask=jnp.arange(6) < 4)
+    expected, told = jax.jit(training.make_train_step(loss_fn, rule, TX))(train, batch)
     step = training.make_accumulating_train_step(loss_fn, rule, TX, num_microbatches=2)
-    chex.assert_trees_all_close(step(train, batch)[0].params, expected.params, rtol=1e-10)
+    state, metrics = step(train, batch)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-10)
+    chex.assert_trees_all_close(metrics, told, rtol=1e-10)
 
   def test_microbatches_must_divide_the_batch(self):
     loss_fn, train, batch, clean = _begin("mlp")
@@ -148,6 +188,36 @@ class StepTest(parameterized.TestCase):
     other, _ = step(train, batch, zoo.random_batch(9, 4))
     chex.assert_trees_all_close(other.model_state, once, rtol=1e-5, atol=1e-6)
 
+  def test_every_step_and_every_microbatch_draws_its_own_dropout_mask(self):
+    rule, tx = rw.rules.uniform(), optax.set_to_zero()
+    loss_fn, train, batch, _ = _begin("dropout", rule, tx)
+    twins = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1]] * 6), batch)
+    for step in (
+      jax.jit(training.make_train_step(loss_fn, rule, tx)),
+      training.make_accumulating_train_step(loss_fn, rule, tx, num_microbatches=2),
+    ):
+      state, first = step(train, twins)
+      _, second = step(state, twins)
+      self.assertGreater(float(jnp.abs(first.losses - second.losses).max()), 1e-3)
+    self.assertGreater(float(jnp.abs(first.losses[:3] - first.losses[3:]).max()), 1e-3)
+
+  def test_a_donated_state_is_used_up_and_the_rule_can_start_again(self):
+    rule = optax.chain(rw.rules.random_weights(jax.random.key(3)), rw.rules.normalize())
+    loss_fn, theta = _linear(0.5)
+    tx = optax.sgd(0.1, momentum=0.9)
+    batch = rw.types.make_batch(jnp.ones(4), jnp.arange(4.0))
+    step = training.make_split_train_step(loss_fn, rule, tx, donate_state=True)
+    ends = []
+    for _ in range(2):
+      state = training.init_train_state(
+        jnp.copy(theta), (), rule, tx, key=jax.random.key(0), batch_size=4
+      )
+      params = state.params
+      state, _ = step(state, batch)
+      self.assertTrue(params.is_deleted())
+      ends.append(float(step(state, batch)[0].params))
+    self.assertEqual(ends[0], ends[1])
+
   def test_a_rule_that_needs_a_meta_batch_is_refused_without_one(self):
     loss_fn, train, batch, _ = _begin("mlp")
     for step in (
@@ -196,7 +266,7 @@ class StepTest(parameterized.TestCase):
       train, _ = step(train, batch, clean)
 
   def test_a_bfloat16_model_keeps_losses_and_weights_in_float32(self):
-    net = rw.models.build("mlp", 3, dtype=jnp.bfloat16)
+    net = rw.models.MLP(num_classes=3, hidden=(8,), dtype=jnp.bfloat16)
     params, _ = zoo.init_shapes(net, jnp.zeros((2, 6, 6, 2)))
     params = jax.tree.map(lambda leaf: leaf / 4, zoo.random_like(params, 0))
     loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
@@ -221,6 +291,8 @@ class StepTest(parameterized.TestCase):
     loss_fn, params, state = zoo.make("mlp")
     with self.assertRaisesRegex(ValueError, "route expects one of nested, forward; got 'ghost'"):
       training.make_train_step(loss_fn, RULE, TX, route="ghost")
+    with self.assertRaisesRegex(TypeError, "floating leaves, got int32"):
+      training.init_train_state(jnp.int32(1), (), RULE, TX, key=jax.random.key(0), batch_size=1)
     with self.assertRaisesRegex(ValueError, "batch_size expects a number >= 1, got 0"):
       training.init_train_state(params, state, RULE, TX, key=jax.random.key(0), batch_size=0)
     with self.assertRaisesRegex(ValueError, "num_microbatches expects a number >= 1, got 0"):

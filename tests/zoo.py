@@ -29,8 +29,7 @@ class ConvNet(nn.Module):
   def __call__(self, inputs: Any, train: bool) -> Any:
     x = nn.Conv(4, (3, 3), strides=2, use_bias=False)(inputs)
     x = nn.tanh(Norm(self.norm)(x, train=train))
-    x = nn.Conv(6, (3, 3))(x)
-    x = nn.softplus(Norm(self.norm)(x, train=train))
+    x = nn.softplus(nn.Conv(6, (3, 3))(x))
     return nn.Dense(3)(x.mean((1, 2)))
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from reweight_jax import per_example
+from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice
 from reweight_jax.meta.routes import ROUTES, make_alignment, make_meta_objective
 from reweight_jax.rules import normalize, rectify, weighting_rule
@@ -138,4 +138,4 @@ def example_weights(
   rule = learning_to_reweight()
   weights = batch.mask.astype(linearized.outputs.losses.dtype)
   weights, _ = rule.update(weights, rule.init(weights), mask=batch.mask, meta_alignment=alignment)
-  return weights / jnp.maximum(jnp.sum(batch.mask), 1).astype(weights.dtype)
+  return weights / num_real(batch.mask, weights.dtype)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax.types import (
   Array,
   Batch,
@@ -40,8 +41,8 @@ def make_meta_objective(
   """The mean loss of the real meta examples as a function of params; state updates are dropped."""
 
   def objective(params: Params) -> Array:
-    losses = loss_fn(params, model_state, batch, key).losses
-    return jnp.sum(jnp.where(batch.mask, losses, 0)) / jnp.maximum(jnp.sum(batch.mask), 1)
+    losses = at_least_float32(loss_fn(params, model_state, batch, key).losses)
+    return jnp.sum(jnp.where(batch.mask, losses, 0)) / num_real(batch.mask, losses.dtype)
 
   return objective
 
@@ -107,10 +108,12 @@ def meta_direction(
     moved = params if grads is None else jax.tree.map(jnp.subtract, params, grads)
     return jax.grad(meta_objective)(moved)
   grads = optax.tree.zeros_like(params) if grads is None else grads
-  updates, transpose = jax.vjp(
-    lambda grads: virtual_update(grads, params, virtual_optimizer), grads
-  )
-  meta_gradient = jax.grad(meta_objective)(optax.apply_updates(params, updates))
+
+  def move(grads: Params) -> Params:
+    return optax.apply_updates(params, virtual_update(grads, params, virtual_optimizer))
+
+  moved, transpose = jax.vjp(move, grads)
+  meta_gradient = jax.grad(meta_objective)(moved)
   return jax.tree.map(jnp.negative, transpose(meta_gradient)[0])
 
 
@@ -142,7 +145,7 @@ def make_alignment(
 
   def losses_of(params: Params) -> Array:
     outputs: Outputs = loss_fn(params, model_state, batch, key)
-    return jnp.where(batch.mask, outputs.losses, 0)
+    return jnp.where(batch.mask, at_least_float32(outputs.losses), 0)
 
   def meta_alignment(at: Array | None = None) -> Array:
     if route == "forward":

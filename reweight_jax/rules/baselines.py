@@ -1,5 +1,6 @@
 """Rules that know nothing: what every table needs beside the clever ones."""
 
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -56,11 +57,12 @@ def random_weights(seed: int | Key = 0) -> WeightingRule:
     >>> print(weights.shape, bool((weights >= 0).all()))
     (4,) True
   """
-  key = jax.random.key(seed) if isinstance(seed, int) else seed
+  key = jax.random.key(int(seed)) if isinstance(seed, numbers.Integral) else seed
 
   def init(weights: Array) -> RandomWeightsState:
     del weights
-    return RandomWeightsState(key, jnp.zeros((), jnp.int32))
+    # A copy: a step may donate its state, and the factory's key must outlive it.
+    return RandomWeightsState(jnp.copy(key), jnp.zeros((), jnp.int32))
 
   def update(
     updates: Array,

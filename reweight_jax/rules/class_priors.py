@@ -59,6 +59,6 @@ def class_balanced(counts: Sequence[int], beta: ScalarLike = 0.999) -> Weighting
     # expm1 because beta^n rounds to 1 when beta is close to 1; beta = 0 gives log -inf, rarity 1.
     rarity = 1 / -jnp.expm1(n * jnp.log(jnp.asarray(beta, weights.dtype)))
     factors = rarity * jnp.sum(n) / jnp.sum(n * rarity)
-    return weights * factors[labels]
+    return weights * factors[jnp.clip(labels, 0, sizes.size - 1)]
 
   return weighting_rule(weigh)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice, check_number
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
@@ -81,15 +82,19 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
     updates: Array, state: NormalizeState, params: Params = None, *, mask: Array, **unused: Any
   ) -> tuple[Array, NormalizeState]:
     del params, unused
-    mean = jnp.sum(updates) / _num_real(mask, updates.dtype)
+    mean = jnp.sum(updates) / num_real(mask, updates.dtype)
     # optax.tree.bias_correction would say this, but not under strict dtype promotion.
     kept = jnp.asarray(decay, updates.dtype)
-    scale = kept * state.scale + (1 - kept) * mean
+    scale = kept * state.scale.astype(kept.dtype) + (1 - kept) * mean
     count = optax.safe_increment(state.num_batches)
-    corrected = scale / (1 - kept ** count.astype(kept.dtype))
+    # A batch without examples has no mean: the average waits.
+    has_examples = jnp.any(mask)
+    scale = jnp.where(has_examples, scale, state.scale.astype(kept.dtype))
+    count = jnp.where(has_examples, count, state.num_batches)
+    corrected = scale / (1 - kept ** jnp.maximum(count, 1).astype(kept.dtype))
     tiny = jnp.finfo(updates.dtype).tiny
     weights = updates / jnp.where(corrected < tiny, 1, corrected)
-    return weights, NormalizeState(scale, count)
+    return weights, NormalizeState(scale.astype(state.scale.dtype), count)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -101,7 +106,7 @@ def _normalize_batch(weights: Array, *, mask: Array, **unused: Any) -> Array:
   shares = weights / jnp.where(largest < tiny, 1, largest)
   shares = jnp.where(largest < tiny, 0, shares)
   total = jnp.sum(shares)
-  return shares / jnp.where(total == 0, 1, total) * _num_real(mask, weights.dtype)
+  return shares / jnp.where(total == 0, 1, total) * num_real(mask, weights.dtype)
 
 
 def clip_weights(max_weight: ScalarLike, min_weight: ScalarLike = 0.0) -> WeightingRule:
@@ -206,7 +211,3 @@ def where_examples(predicate: Callable[..., Array], rule: WeightingRule) -> Weig
     return jnp.where(chosen, weights, updates), state
 
   return optax.GradientTransformationExtraArgs(rule.init, update)
-
-
-def _num_real(mask: Array, dtype: Any) -> Array:
-  return jnp.maximum(jnp.sum(mask), 1).astype(dtype)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import metrics
+from reweight_jax._arrays import num_real
 from reweight_jax.meta.routes import make_meta_objective, meta_direction
 from reweight_jax.training.state import StepMetrics, TrainState
 from reweight_jax.types import (
@@ -27,10 +28,6 @@ Step = Callable[..., tuple[TrainState, StepMetrics]]
 def step_keys(state: TrainState) -> Array:
   """Two keys for this step: of the train pass and of the meta pass."""
   return jax.random.split(jax.random.fold_in(state.key, state.step))
-
-
-def num_real(batch: Batch, dtype: Any) -> Array:
-  return jnp.maximum(jnp.sum(batch.mask), 1).astype(dtype)
 
 
 def meta_pass(
@@ -113,7 +110,7 @@ def apply_gradient(
 
 def step_metrics(batch: Batch, outputs: Outputs, weights: Array) -> StepMetrics:
   return StepMetrics(
-    loss=jnp.sum(outputs.losses) / num_real(batch, outputs.losses.dtype),
+    loss=jnp.sum(outputs.losses) / num_real(batch.mask, outputs.losses.dtype),
     losses=outputs.losses,
     weights=weights,
     effective_sample_size=metrics.effective_sample_size(weights),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import per_example
+from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._validate import check_number
 from reweight_jax.training import _parts
 from reweight_jax.training.state import StepMetrics, TrainState
@@ -64,7 +65,8 @@ def make_accumulating_train_step(
     key = _microbatch_key(state, index)
     if direction is None:
       outputs = loss_fn(state.params, state.model_state, part, key)
-      return outputs._replace(model_state=()), None
+      losses = jnp.where(part.mask, at_least_float32(outputs.losses), 0)
+      return outputs._replace(losses=losses, model_state=()), None
     linearized = per_example.linearize(loss_fn, state.params, state.model_state, part, key=key)
     return linearized.outputs._replace(model_state=()), linearized.push(direction)
 
@@ -95,7 +97,10 @@ def make_accumulating_train_step(
       return jnp.vdot(factors, jnp.where(part.mask, outputs.losses, 0)), outputs.model_state
 
     new, model_state = jax.grad(weighted_loss, has_aux=True)(state.params)
-    return jax.tree.map(jnp.add, grads, new), model_state
+    # Summed in float32: bfloat16 would drop what a late microbatch adds.
+    return jax.tree.map(
+      lambda total, part: total + part.astype(total.dtype), grads, new
+    ), model_state
 
   @jax.jit
   def finish(
@@ -106,6 +111,7 @@ def make_accumulating_train_step(
     rule_state: Any,
     grads: Params,
   ) -> tuple[TrainState, StepMetrics]:
+    grads = jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, state.params)
     state = _parts.apply_gradient(state, grads, outputs.model_state, rule_state, tx)
     return state, _parts.step_metrics(batch, outputs, weights)
 
@@ -125,8 +131,9 @@ def make_accumulating_train_step(
     sweeps = [sweep(state, part, jnp.int32(i), direction) for i, part in enumerate(parts)]
     outputs, alignment = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *sweeps)
     weights, rule_state = weigh(state, batch, meta_batch, outputs, alignment)
-    factors = weights / _parts.num_real(batch, weights.dtype)
-    grads, model_state = jax.tree.map(jnp.zeros_like, state.params), state.model_state
+    factors = weights / num_real(batch.mask, weights.dtype)
+    zeros = lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+    grads, model_state = jax.tree.map(zeros, state.params), state.model_state
     for i, part in enumerate(parts):
       grads, model_state = add(state, model_state, part, jnp.int32(i), cut(factors, i), grads)
     outputs = outputs._replace(model_state=model_state)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import per_example
+from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice
 from reweight_jax.meta.routes import ROUTES, make_alignment, make_meta_objective
 from reweight_jax.training import _parts
@@ -172,6 +173,6 @@ def _weighted_step(
 ) -> tuple[TrainState, StepMetrics]:
   outputs = linearized.outputs
   weights, rule_state = _parts.weigh(state, batch, outputs, meta, rule)
-  grads = linearized.pull(weights / _parts.num_real(batch, weights.dtype))
+  grads = linearized.pull(weights / num_real(batch.mask, weights.dtype))
   state = _parts.apply_gradient(state, grads, outputs.model_state, rule_state, tx)
   return state, _parts.step_metrics(batch, outputs, weights)

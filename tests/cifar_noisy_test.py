@@ -1,0 +1,396 @@
+"""The command: bad flags are one line and write nothing; files, --rules, resume after SIGKILL."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import chex
+import jax
+import numpy as np
+import optax
+from absl import flags
+from absl.testing import absltest, parameterized
+
+import reweight_jax as rw
+from experiments import _config, _errors, _methods, _model, _phases, _run, _task, cifar_noisy
+from reweight_jax import checkpointing, data, runlog
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_TINY = ("--steps=4", "--eval_every=2", "--checkpoint_every=2")
+
+
+def _parse(*argv):
+  values = flags.FlagValues()
+  cifar_noisy.define_flags(values)
+  _errors.parse_flags(values, ("cifar_noisy", *argv))
+  return values
+
+
+def _command(*argv):
+  """Runs a command line in this process: its exit status, stdout and stderr."""
+  stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+  with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    try:
+      _errors.exit_on_mistake(lambda: cifar_noisy.main(_parse(*argv)))
+    except SystemExit as stop:
+      status = stop.code
+  return status, stdout.getvalue(), stderr.getvalue()
+
+
+def _start(*argv):
+  """Starts a command line as a process of its own."""
+  command = [sys.executable, "-m", "experiments.cifar_noisy", *argv]
+  return subprocess.Popen(
+    command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+
+
+def _digests(root):
+  """Every file below a folder, with its content and its time."""
+  return {
+    path: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+    for path in sorted(root.rglob("*"))
+    if path.is_file()
+  }
+
+
+class CommandTestCase(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.workdir = self.root / "work"
+
+  def assert_refused(self, pattern, *argv, status=2):
+    found, stdout, stderr = _command(f"--workdir={self.workdir}", *argv)
+    self.assertEqual((found, stdout), (status, ""), stderr)
+    self.assertRegex(stderr, f"^error: .*{pattern}.*\n$")
+    self.assertEqual(stderr.count("\n"), 1)
+
+
+class BadFlagsTest(CommandTestCase):
+  @parameterized.parameters(
+    ("--dataset: expected one of digits, .*cifar10; got 'svhn'", "--dataset=svhn"),
+    ("--method: expected one of ce, .*l2rw; got 'mwn'", "--method=ce,mwn"),
+    ("--noise: expected one of none, .*; got 'pairs'", "--noise=pairs"),
+    ("--model: expected one of mlp, .*; got 'vgg'", "--model=vgg"),
+    ("--norm: expected one of batch, .*; got 'layer'", "--norm=layer"),
+    ("--rules: expected one of align, .*; got 'focus'", "--rules=focus,normalize"),
+    ("--route: expected one of nested, .*; got 'ghostly'", "--route=ghostly"),
+    ("lenet has no normalization; leave norm out", "--model=lenet", "--norm=batch"),
+    (r"--noise_rate: expected a number in \[0, 1\), got 1.0", "--noise_rate=1"),
+    (r"--noise_rate: expected a number in \[0, 1\), got -0.1", "--noise_rate=-0.1"),
+    (r"--noise_rate: expected a number in \[0, 1\), got nan", "--noise_rate=nan"),
+    ("--noise=none goes with --noise_rate=0, got 0.2", "--noise=none", "--noise_rate=0.2"),
+    ("--meta_size: .*got 0", "--meta_size=0"),
+    ("meta_size.* 1300 examples.*Lower", "--meta_size=1300"),
+    ("a meta set of 1290 needs .*Lower meta_size", "--meta_size=1290", "--validation_size=0"),
+    ("--validation_size: .*got -1", "--validation_size=-1"),
+    ("validation_size must leave some of the 1300", "--validation_size=1280"),
+    ("--batch_size: .*got -5", "--batch_size=-5"),
+    ("--batch_size: expected at most the 1080 training examples, got 1081", "--batch_size=1081"),
+    ("--meta_batch_size: .*got 0", "--meta_batch_size=0"),
+    ("--meta_batch_size: expected at most the 20 .*got 21", "--meta_batch_size=21"),
+    ("--eval_every: .*got 0", "--eval_every=0"),
+    ("--checkpoint_every: .*got -1", "--checkpoint_every=-1"),
+    ("--finetune_steps: .*got 0", "--finetune_steps=0"),
+    ("--steps: .*got 0", "--steps=0"),
+    ("--steps: .*got 1000000000000", "--steps=1000000000000"),
+    ("--epochs: expected a number above 0, got nan", "--epochs=nan"),
+    ("--epochs: expected a number above 0, got inf", "--epochs=inf"),
+    ("--epochs: expected either --steps or --epochs", "--epochs=1", "--steps=4"),
+    ("--rules: expected either --method or --rules", "--rules=focal", "--method=ce"),
+    ("--method: expected at least one", "--method="),
+    ("--method: expected at least one", "--rules=,"),
+    ("--method: expected each once, got ce,ce", "--method=ce,ce"),
+    ("--seeds: expected whole numbers .*got 'a'", "--seeds=0,a"),
+    ("--seeds: expected whole numbers .*got '1.5'", "--seeds=1.5"),
+    ("--seeds: .*got -1", "--seeds=-1"),
+    ("--seeds: .*got 4294967296", "--seeds=4294967296"),
+    ("--seeds: expected each once, got 0,1,0", "--seeds=0,1,0"),
+    ("--seeds: expected at least one, got none", "--seeds="),
+    ("--learning_rate: expected a number above 0, got nan", "--learning_rate=nan"),
+    ("--learning_rate: expected a number above 0, got inf", "--learning_rate=inf"),
+    ("--learning_rate: expected a number above 0, got 0.0", "--learning_rate=0"),
+    ("--momentum: .*got 1.0", "--momentum=1"),
+    ("--weight_decay: .*got -1.0", "--weight_decay=-1"),
+    ("--class_balanced_beta: .*got 1.5", "--class_balanced_beta=1.5"),
+    ("--focal_gamma: .*got -1.0", "--focal_gamma=-1"),
+    ("--mix_share: .*got 2.0", "--mix_share=2"),
+    ("--clip_max_weight: .*got 0.0", "--clip_max_weight=0"),
+    ("--normalize_decay: .*got 1.0", "--normalize_decay=1"),
+    ("--metod: no such flag; --help lists", "--metod=ce"),
+    ("--steps: expected an integer, got 'many'", "--steps=many"),
+    ("--noise_rate: expected a number, got 'high'", "--noise_rate=high"),
+    ("Missing value for flag --seeds", "--seeds"),
+    ("--name=value; got the argument 'ce'", "ce"),
+  )
+  def test_one_line_status_2_and_nothing_written(self, pattern, *argv):
+    self.assert_refused(pattern, *argv)
+    self.assertFalse(self.workdir.exists())
+
+  @parameterized.named_parameters(
+    ("missing", None, "does not exist"),
+    ("empty", {}, "no folder .*/mnist; data sets present: none"),
+    ("corrupt", {"dataset_info.json": "{"}, "dataset_info.json is not valid JSON"),
+    ("tfrecord", {"dataset_info.json": '{"fileFormat": "tfrecord"}'}, "are TFRecord"),
+  )
+  def test_data_folder(self, files, pattern):
+    folder = self.root / "data"
+    if files is not None:
+      folder.mkdir()
+    for name, text in (files or {}).items():
+      path = folder / "mnist" / "3.0.1" / name
+      path.parent.mkdir(parents=True)
+      path.write_text(text)
+    self.assert_refused(f"mnist: .*{pattern}", "--dataset=mnist", f"--data_dir={folder}")
+    self.assertFalse(self.workdir.exists())
+
+  def test_workdir_below_a_file(self):
+    (self.root / "file").touch()
+    self.workdir = self.root / "file" / "work"
+    self.assert_refused("--workdir: cannot write to .*file/work.*Not a directory")
+
+  def test_ranges_are_those_of_the_rules(self):
+    outside = {"focal_gamma": -1, "class_balanced_beta": 1.5, "clip_max_weight": 0, "mix_share": 2,
+               "normalize_decay": 1}  # fmt: skip
+    self.assertEqual(
+      list(outside), [field.name for field in dataclasses.fields(_methods.RuleOptions)]
+    )
+    for name, value in outside.items():
+      options = _methods.RuleOptions(**{name: value})
+      with self.assertRaises(ValueError):
+        _methods.compose(tuple(_methods.RULES), options, (1, 1), 0)
+      with self.assertRaisesRegex(_errors.UsageError, f"--{name}: "):
+        _config.check(_config.Config(methods=("ce",), rule_options=options))
+
+
+class FlagsTest(parameterized.TestCase):
+  def test_defaults_are_those_of_the_configuration(self):
+    config = cifar_noisy.config_of(_parse())
+    self.assertEqual(config, _config.Config(methods=("ce", "l2rw")))
+    _config.check(config)
+
+  def test_values_arrive(self):
+    config = cifar_noisy.config_of(
+      _parse("--seeds=3, 1", "--rules=focal,clip", "--focal_gamma=0.5", "--noise=none")
+    )
+    self.assertEqual((config.seeds, config.rules, config.methods), ((3, 1), ("focal", "clip"), ()))
+    self.assertEqual((config.rule_options.focal_gamma, config.noise_rate), (0.5, 0.0))
+
+  def test_setting_names_what_was_left_to_the_default(self):
+    default = _config.Config(methods=("ce",))
+    given = dataclasses.replace(default, model="mlp", steps=600, meta_batch_size=20, seeds=(1,))
+    self.assertEqual(default.setting(), given.setting())
+    self.assertEqual(json.loads(json.dumps(given.setting())), given.setting())
+    self.assertEqual(dataclasses.replace(default, meta_size=7).num_meta(), 7)
+
+  @parameterized.parameters(
+    (_errors.RunError("a\nb"), 1, "a b"),
+    (OSError(28, "No space left on device", "/x"), 1, "[Errno 28] No space left on device: '/x'"),
+    (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
+    (ImportError("install it"), 2, "install it"),
+  )
+  def test_mistakes_become_one_line_and_a_status(self, error, status, line):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), self.assertRaises(SystemExit) as raised:
+      _errors.exit_on_mistake(mock.Mock(side_effect=error))
+    self.assertEqual((raised.exception.code, stderr.getvalue()), (status, f"error: {line}\n"))
+
+
+class WorkdirTest(CommandTestCase):
+  def test_life_of_a_workdir(self):
+    run = functools.partial(_command, f"--workdir={self.workdir}", *_TINY)
+    status, stdout, stderr = run("--method=ce")
+    self.assertEqual((status, stderr.count("\n")), (0, 1))
+    self.assertIn("| ce | ", stdout)
+    self.assert_layout(self.workdir / "ce" / "seed_0", "ce", 0)
+    first = _digests(self.workdir / "ce")
+
+    with self.subTest("a finished run is not run again"):
+      status, again, stderr = run("--method=ce")
+      self.assertEqual((status, again), (0, stdout))
+      self.assertRegex(stderr, "^pair 0.45, ce, seed 0: finished before\n$")
+      self.assertEqual(_digests(self.workdir / "ce"), first)
+
+    with self.subTest("other methods and seeds are added"):
+      self.assertEqual(run("--rules=learning_to_reweight,clip", "--seeds=10")[0], 0)
+      self.assertEqual(_digests(self.workdir / "ce"), first)
+      name = "learning_to_reweight+clip"
+      self.assert_layout(self.workdir / name / "seed_10", name, 10)
+      summary = json.loads((self.workdir / "summary.json").read_text(), parse_constant=self.fail)
+      self.assertEqual(list(summary["methods"]), [name, "ce"])
+      self.assertEqual([runs["seeds"] for runs in summary["methods"].values()], [[10], [0]])
+      self.assertIn("| ce | ", (self.workdir / "summary.md").read_text())
+
+    with self.subTest("another configuration is refused, with the difference"):
+      before = _digests(self.workdir)
+      self.assert_refused("eval_every 2 there, 50 here, steps 4 there, 8 here; ", "--steps=8")
+      argv = ("--method=finetune", *_TINY, "--focal_gamma=3")
+      self.assert_refused("configuration: focal_gamma 2.0 there, 3.0 here; ", *argv)
+      self.assertEqual(_digests(self.workdir), before)
+
+    path = self.workdir / "ce" / "seed_0" / "config.json"
+    for text in ("{", "[]", '{"setting": 3}', "{}", None):
+      with self.subTest("a damaged config.json is refused", text=text):
+        path.unlink() if text is None else path.write_text(text)
+        self.assert_refused("seed_0/config.json, which is missing or damaged; choose", *_TINY)
+
+  def assert_layout(self, folder, method, seed):
+    names = ["checkpoints", "config.json", "metrics.jsonl", "plots", "weights.npz"]
+    self.assertEqual(sorted(path.name for path in folder.iterdir()), names)
+    self.assertEqual((folder / "plots" / "run.png").read_bytes()[1:4], b"PNG")
+    config = json.loads((folder / "config.json").read_text())
+    self.assertEqual((config["method"], config["seed"]), (method, seed))
+    self.assertEqual(config["versions"]["jax"], jax.__version__)
+    self.assertEqual([row["step"] for row in runlog.read_rows(folder / "metrics.jsonl")], [2, 4])
+    task = _make_task(seed)
+    with np.load(folder / "weights.npz") as entries:
+      self.assertEqual({name: entries[name].shape for name in entries}, dict.fromkeys(
+        ("index", "given_label", "is_noisy", "mean_weight", "last_weight"), (1080,)))  # fmt: skip
+      np.testing.assert_array_equal(entries["index"], task.train_ids)
+      np.testing.assert_array_equal(entries["given_label"], task.train.labels)
+
+  def test_diverging_run_fails_with_the_step_and_status_1(self):
+    argv = ("--method=ce", "--learning_rate=1e38", *_TINY)
+    self.assert_refused("not finite (at|after) step [12]; .*Lower --learning_rate", *argv, status=1)
+
+
+class RulesTest(parameterized.TestCase):
+  def test_rules_are_the_chain_in_the_order_given(self):
+    config = cifar_noisy.config_of(_parse("--rules=class_balanced,focal,normalize"))
+    self.assertEqual(config.run_names(), ("class_balanced+focal+normalize",))
+    task = _make_task(0)
+    (phase,) = _phases.make_phases(config, print, config.run_names()[0], task, 0)
+    counts = np.bincount(task.train.labels).tolist()
+    expected = optax.chain(
+      rw.rules.class_balanced(counts, 0.999), rw.rules.focal(2.0), rw.rules.normalize("mean")
+    )
+    rng = np.random.default_rng(0)
+    evidence = {
+      "logits": rng.normal(size=(6, 10)).astype(np.float32),
+      "labels": np.arange(6),
+      "losses": np.ones(6, np.float32),
+      "indices": np.arange(6),
+      "mask": np.array([True] * 5 + [False]),
+    }
+    start = evidence["mask"].astype(np.float32)
+    found, wanted = (
+      rule.update(start, rule.init(start), **evidence)[0] for rule in (phase.rule, expected)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    self.assertAlmostEqual(float(found.sum()), 5, places=5)
+
+  def test_rule_that_needs_the_meta_batch_gets_it(self):
+    config = cifar_noisy.config_of(_parse("--rules=align,rectify,normalize", *_TINY))
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
+      summary = cifar_noisy.run(dataclasses.replace(config, workdir=root))
+    self.assertGreater(summary["align+rectify+normalize"]["zero_weight_share"]["mean"], 0)
+
+
+class ProcessTest(CommandTestCase):
+  """Real processes; three at a time."""
+
+  def setUp(self):
+    super().setUp()
+    # Processes inherit an ignored Ctrl-C, as of a test run in the background, but not a handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, before)
+
+  def test_killed_runs_end_bit_for_bit_as_undisturbed_ones(self):
+    argv = (
+      *("--method=finetune", "--steps=60", "--finetune_steps=40", "--batch_size=50"),
+      *("--eval_every=15", "--checkpoint_every=10", "--momentum=0.9"),
+    )
+    start = lambda name: _start(f"--workdir={self.root / name}", *argv)
+    undisturbed, killed, interrupted = start("whole"), start("killed"), start("interrupted")
+    seconds = random.uniform(0, 1)  # any moment will do
+    self.stop(killed, signal.SIGKILL, "killed", seconds)
+    again = start("killed")
+    with self.subTest("Ctrl-C is one line and status 130"):
+      stderr = self.stop(interrupted, signal.SIGINT, "interrupted", 0)
+      self.assertRegex(stderr, "^error: interrupted; the same command goes on .*\n$")
+      self.assertEqual(interrupted.returncode, 130)
+    for process in (undisturbed, again):
+      stderr = process.communicate()[1]
+      self.assertEqual(process.returncode, 0, stderr)
+      self.assertRegex(stderr, r"\A(pair 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
+    with self.subTest(f"killed {seconds} s after the first checkpoint"):
+      self.assert_same_files("killed", "whole", argv)
+
+  def checkpoints(self, name):
+    folder = self.root / name / "finetune" / "seed_0" / "checkpoints"
+    return [path for path in folder.glob("*") if path.name.isdecimal()]
+
+  def stop(self, process, how, name, seconds):
+    """Sends a signal some time after the first checkpoint is there; returns stderr."""
+    while process.poll() is None and not self.checkpoints(name):
+      time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(how)
+    return process.communicate()[1]
+
+  def assert_same_files(self, name, other, argv):
+    config = cifar_noisy.config_of(_parse(*argv))
+    model, task = _model.make_model("mlp", 10, None), _make_task(0)
+    phases = _phases.make_phases(config, model.loss_fn, "finetune", task, 0)
+    params, model_state = model.init(jax.random.key(0), task.train.inputs[:2])
+    schedule = _run.Schedule(50, 20, 15, 10)
+    like = _run._begin(phases, 100, params, model_state, task, schedule, 0)
+    found = []
+    for folder in (self.root / name, self.root / other):
+      folder = folder / "finetune" / "seed_0"
+      with checkpointing.Checkpoints(folder / "checkpoints") as checkpoints:
+        carry = checkpoints.restore(100, like)
+      rows = runlog.read_rows(folder / "metrics.jsonl")
+      with np.load(folder / "weights.npz") as entries:
+        weights = dict(entries)
+      found.append(
+        (
+          carry._replace(state=carry.state._replace(key=jax.random.key_data(carry.state.key))),
+          weights,
+          [row | {"seconds": None} for row in rows],
+        )
+      )
+    chex.assert_trees_all_equal(found[0][:2], found[1][:2])
+    self.assertEqual(found[0][2], found[1][2])
+
+  def test_help_shows_our_flags_and_a_bad_flag_is_one_line(self):
+    process, bad = _start("--help"), _start("--metod=ce", f"--workdir={self.workdir}")
+    stdout, stderr = bad.communicate()
+    self.assertEqual((bad.returncode, stdout), (2, ""))
+    self.assertEqual(stderr, "error: --metod: no such flag; --help lists the flags\n")
+    self.assertFalse(self.workdir.exists())
+    stdout, stderr = process.communicate()
+    self.assertIn(process.returncode, (0, 1))
+    self.assertEqual(stderr, "")
+    self.assertStartsWith(stdout, "Does example weighting help")
+    for flag in _parse().flag_values_dict():
+      self.assertIn(f"--{flag}: ", stdout)
+    self.assertNotIn("--run_with_pdb", stdout)
+
+
+@functools.cache
+def _make_task(seed):
+  return _task.make_task(
+    data.load("digits"),
+    noise="pair",
+    noise_rate=0.45,
+    meta_size=20,
+    validation_size=200,
+    seed=seed,
+  )
+
+
+if __name__ == "__main__":
+  absltest.main()
