@@ -14,6 +14,8 @@ DEFAULT_STEPS = 600
 DEFAULT_META_BATCH_SIZE = 20
 DEFAULT_RULE_OPTIONS = _methods.RuleOptions()
 MODEL_OF = {"digits": "mlp", "mnist": "lenet", "fashion_mnist": "lenet", "cifar10": "resnet20"}
+# LeNet, without any norm, does not train at 0.1: its logits start too large.
+LEARNING_RATE_OF = {"mlp": 0.1, "lenet": 0.02, "resnet8": 0.1, "resnet20": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Config:
   steps: int | None = None  # None: epochs, or DEFAULT_STEPS
   epochs: float | None = None
   finetune_steps: int = 200
-  learning_rate: float = 0.1
+  learning_rate: float | None = None  # None: LEARNING_RATE_OF[model]
   momentum: float = 0.0
   weight_decay: float = 0.0
   route: str = "forward"
@@ -59,6 +61,10 @@ class Config:
     """The model, or that of the data set."""
     return self.model or MODEL_OF[self.dataset]
 
+  def rate(self) -> float:
+    """The learning rate, or that of the model."""
+    return self.learning_rate or LEARNING_RATE_OF[self.model_name()]
+
   def run_names(self) -> tuple[str, ...]:
     """The names of the table's rows, which are folders too."""
     return ("+".join(self.rules),) if self.rules else self.methods
@@ -67,6 +73,7 @@ class Config:
     """What decides the numbers of a run, apart from method and seed: flag -> value, as in JSON."""
     fields = dataclasses.asdict(self)
     fields |= {"model": self.model_name(), "meta_batch_size": self.num_meta()}
+    fields |= {"learning_rate": self.rate()}
     fields["steps"] = self.num_steps(0) if self.epochs is None else None
     for name in ("methods", "rules", "seeds", "checkpoint_every", "workdir", "data_dir"):
       del fields[name]

@@ -48,9 +48,9 @@ def make_phases(
     uses_meta_batch = bool(_methods.NEEDS_META_BATCH & set(recipe.rules))
     return _run.Phase(source, num_steps, rule, tx, uses_meta_batch, step)
 
-  phases = [phase(recipe.source, config.num_steps(len(task.train.labels)), config.learning_rate)]
+  phases = [phase(recipe.source, config.num_steps(len(task.train.labels)), config.rate())]
   if recipe.finetunes:
-    phases.append(phase("meta", config.finetune_steps, config.learning_rate / 10))
+    phases.append(phase("meta", config.finetune_steps, config.rate() / 10))
   return phases
 
 

@@ -58,7 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
   whole("steps", None, "steps of a run; default 600")
   number("epochs", None, "instead of --steps, passes over the training set")
   whole("finetune_steps", default.finetune_steps, "steps on the clean set after ce")
-  number("learning_rate", default.learning_rate, "of SGD; a tenth of it fine-tunes")
+  number("learning_rate", None, "of SGD, a tenth of it fine-tunes; default 0.1, LeNet 0.02")
   number("momentum", default.momentum, "of SGD")
   number("weight_decay", default.weight_decay, "L2 penalty's factor, on all params")
   text("route", default.route, f"to the meta-gradient, {words(rw.meta.ROUTES)}")

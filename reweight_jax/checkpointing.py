@@ -47,7 +47,7 @@ class Checkpoints:
 
     Ctrl-C in the middle of it raises KeyboardInterrupt once the checkpoint is written.
     """
-    if step != self.latest_step():
+    if step not in self._manager.all_steps():
       with _interrupts_held():
         self._manager.save(step, args=ocp.args.StandardSave(tree), force=True)
 

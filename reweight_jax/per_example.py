@@ -44,7 +44,9 @@ def linearize(
 
   Guarantees: right under BatchNorm; padding has loss 0 and push 0 and gives nothing to pull;
   nothing of size `[batch, params]` is made.
-  Edge cases: padding's inputs must be finite (zeros, or a copy of a real example).
+  Edge cases: padding's inputs must be finite (zeros, or a copy of a real example), and under
+  BatchNorm they count into the batch's statistics. Models in float16 are not supported: gradients
+  of a well-fitted meta batch underflow there; bfloat16 has float32's range.
 
   Args:
     loss_fn: per-example loss.

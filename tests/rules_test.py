@@ -50,7 +50,7 @@ class NormalizeTest(parameterized.TestCase):
 
   def test_with_decay_a_batch_without_examples_leaves_the_average_alone(self):
     rule, weights = rules.normalize(decay=0.5), jnp.full(4, 2.0)
-    first, state = rule.update(weights, rule.init(weights), mask=jnp.ones(4, bool))
+    _, state = rule.update(weights, rule.init(weights), mask=jnp.ones(4, bool))
     nothing, waited = rule.update(0 * weights, state, mask=jnp.zeros(4, bool))
     self.assertEqual(nothing.tolist(), [0.0] * 4)
     self.assertEqual([float(x) for x in waited], [float(x) for x in state])

@@ -71,7 +71,9 @@ def make_train_step(
     >>> rule, tx = rw.meta.learning_to_reweight(), optax.sgd(0.1)
     >>> step = jax.jit(make_train_step(loss_fn, rule, tx))
     >>> key = jax.random.key(0)
-    >>> state = init_train_state(jnp.zeros((1, 1)), (), rule, tx, key=key, batch_size=3)
+    >>> state = rw.training.init_train_state(
+    ...   jnp.zeros((1, 1)), (), rule, tx, key=key, batch_size=3
+    ... )
     >>> batch = rw.types.make_batch(jnp.ones((3, 1)), jnp.array([1.0, 3.0, -9.0]))
     >>> trusted = rw.types.make_batch(jnp.ones((1, 1)), jnp.array([1.0]))
     >>> state, metrics = step(state, batch, trusted)
