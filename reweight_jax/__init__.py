@@ -3,14 +3,15 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, losses, metrics, per_example, rules, meta, training, sharding) needs jax and optax.
-The edges (data, models, checkpointing, runlog, plotting) load on first use.
+The core (types, augment, losses, metrics, per_example, rules, meta, training, sharding) needs jax
+and optax. The edges (data, models, checkpointing, runlog, plotting) load on first use.
 """
 
 import importlib
 from types import ModuleType
 
 from reweight_jax import (
+  augment,
   ledger,
   losses,
   meta,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _EDGES = ("checkpointing", "data", "models", "plotting", "runlog")
 
 __all__ = [
+  "augment",
   "checkpointing",
   "data",
   "ledger",
