@@ -27,7 +27,8 @@ class CountTest(parameterized.TestCase):
     self.assertEqual(count(variables["params"]), convs + dense)
     self.assertEqual(convs + dense, 167_113)
 
-  @parameterized.parameters((8, 75_290), (20, 269_722))
+  # Rounded, those of the deeper ones are the 0.46, 0.66 and 0.85 million of the paper's table 6.
+  @parameterized.parameters((8, 75_290), (20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018))
   def test_resnet_params_are_those_of_the_hand_count(self, depth, expected):
     blocks = (depth - 2) // 6
     norms = lambda maps: 2 * maps  # scale and bias
@@ -35,7 +36,7 @@ class CountTest(parameterized.TestCase):
     for maps, coming in ((16, 16), (32, 16), (64, 32)):
       total += 9 * coming * maps + (2 * blocks - 1) * 9 * maps * maps + 2 * blocks * norms(maps)
     total += 64 * 10 + 10
-    variables = shapes_of(models.ResNet(depth=depth), 2, 32, 32, 3)
+    variables = shapes_of(models.build(f"resnet{depth}", 10), 2, 32, 32, 3)
     self.assertEqual(count(variables["params"]), total)
     self.assertEqual(total, expected)
     # A mean and a variance stand beside every scale and bias.
@@ -49,22 +50,33 @@ class CountTest(parameterized.TestCase):
     )
 
 
+SHALLOW = ("mlp", "lenet", "resnet8", "conv1d", "transformer")
+
+
 class BuildTest(parameterized.TestCase):
-  @parameterized.product(
-    name=models.MODELS, shape=[(2, 28, 28, 1), (3, 32, 32, 3), (2, 8, 8, 1), (1, 9, 7, 2)]
+  @parameterized.parameters(
+    *((name, (1, 9, 7, 2)) for name in models.MODELS),
+    *(
+      (name, shape) for name in SHALLOW for shape in ((2, 28, 28, 1), (3, 32, 32, 3), (2, 8, 8, 1))
+    ),
   )
   def test_every_model_takes_small_images(self, name, shape):
     net = models.build(name, 7)
     inputs = jax.ShapeDtypeStruct(shape, jnp.float32)
     with jax.numpy_rank_promotion("raise"):
-      logits, _ = jax.eval_shape(lambda x: net.init_with_output(KEY, x, train=True), inputs)
+      logits, _ = jax.eval_shape(
+        lambda x: net.init_with_output({"params": KEY, "dropout": KEY}, x, train=True), inputs
+      )
     self.assertEqual((logits.shape, logits.dtype), ((shape[0], 7), jnp.float32))
 
   def test_norm_none_means_the_models_own(self):
     self.assertEqual(models.build("resnet8", 2).norm, "batch")
     self.assertEqual(models.build("mlp", 2).norm, "none")
     self.assertEqual(models.build("resnet8", 2, norm="none").norm, "none")
+    self.assertEqual(models.build("wrn28_10", 2).norm, "batch")
+    self.assertEqual(models.build("conv1d", 2, norm="group").norm, "group")
     self.assertIsInstance(models.build("lenet", 2, norm="none"), models.LeNet)
+    self.assertIsInstance(models.build("transformer", 2), models.Transformer)
 
   def test_resnet_convolutions_have_biases_only_without_norm(self):
     with_norm = shapes_of(models.ResNet(depth=8, norm="group"), 1, 8, 8, 3)["params"]
@@ -76,6 +88,7 @@ class BuildTest(parameterized.TestCase):
     (lambda: models.build("vgg", 2), "resnet20"),
     (lambda: models.build("mlp", 0), "at least 1"),
     (lambda: models.build("lenet", 2, norm="batch"), "lenet has no normalization"),
+    (lambda: models.build("transformer", 2, norm="none"), "its own layer normalization"),
     (lambda: models.build("mlp", 2, norm="layer"), "group"),
     (lambda: models.build("resnet8", 2, norm="layer"), "group"),
     (lambda: models.Norm("layer"), "group"),
@@ -232,7 +245,15 @@ class OtherNormsTest(parameterized.TestCase):
 
 class DtypeTest(parameterized.TestCase):
   @parameterized.parameters(
-    ("mlp", "batch"), ("mlp", "group"), ("mlp", "none"), ("lenet", None), ("resnet8", "batch")
+    ("mlp", "batch"),
+    ("mlp", "group"),
+    ("mlp", "none"),
+    ("lenet", None),
+    ("resnet8", "batch"),
+    ("resnet18", "group"),
+    ("preact_resnet32", "batch"),
+    ("conv1d", "batch"),
+    ("transformer", None),
   )
   def test_float64_in_gives_float64_out_and_params_stay_float32(self, name, norm):
     with jax.enable_x64(True):

@@ -6,11 +6,14 @@ The rest of the package never sees a module: it takes an `ApplyFn`, which `linen
 * `MLP`: vectors and small images.
 * `LeNet`: the MNIST net of the learning-to-reweight paper.
 * `ResNet`: the CIFAR residual networks of depth 6n + 2.
+* `ResNet18`: the wide residual network with projections, under a stem for small images.
+* `PreActResNet`: the ResNet-32 and WRN-28-10 of the learning-to-reweight paper.
+* `SequenceConvNet`, `Transformer`: sequences of tokens or of vectors; images too.
 
 All are linen modules called as ``module(inputs, train=...)`` and normalize through `Norm`, whose
-batch statistics are differentiable and which runs without mutation, as passes of a meta batch need.
-Kernels that feed a ReLU start He normal, the others as flax's default. This room is an edge: it
-imports flax.
+batch statistics are differentiable and which runs without mutation, as passes of a meta batch need
+(`Transformer` normalizes by layer, as flax does). Unless a net says otherwise, kernels that feed a
+ReLU start He normal, the others as flax's default. This room is an edge: it imports flax.
 """
 
 import functools
@@ -23,7 +26,9 @@ from reweight_jax.models.apply import init_linen, linen_apply, nnx_apply, scale_
 from reweight_jax.models.lenet import LeNet, max_pool
 from reweight_jax.models.mlp import MLP
 from reweight_jax.models.norm import NORMS, Norm, num_groups
-from reweight_jax.models.resnet import ResNet
+from reweight_jax.models.preact_resnet import PreActResNet
+from reweight_jax.models.resnet import ResNet, ResNet18
+from reweight_jax.models.sequence import SequenceConvNet, Transformer
 
 __all__ = [
   "MLP",
@@ -31,7 +36,11 @@ __all__ = [
   "NORMS",
   "LeNet",
   "Norm",
+  "PreActResNet",
   "ResNet",
+  "ResNet18",
+  "SequenceConvNet",
+  "Transformer",
   "build",
   "init_linen",
   "linen_apply",
@@ -41,16 +50,37 @@ __all__ = [
   "scale_uint8",
 ]
 
-MODELS = ("mlp", "lenet", "resnet8", "resnet20")
-"""The names that `build` knows."""
+MODELS = (
+  "mlp",
+  "lenet",
+  "resnet8",
+  "resnet20",
+  "resnet32",
+  "resnet44",
+  "resnet56",
+  "resnet18",
+  "preact_resnet32",
+  "wrn28_10",
+  "conv1d",
+  "transformer",
+)
+"""The names that `build` knows. All read images; the last two also sequences."""
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
   "mlp": MLP,
   "lenet": LeNet,
   "resnet8": functools.partial(ResNet, depth=8),
   "resnet20": functools.partial(ResNet, depth=20),
+  "resnet32": functools.partial(ResNet, depth=32),
+  "resnet44": functools.partial(ResNet, depth=44),
+  "resnet56": functools.partial(ResNet, depth=56),
+  "resnet18": ResNet18,
+  "preact_resnet32": functools.partial(PreActResNet, depth=32),
+  "wrn28_10": functools.partial(PreActResNet, depth=28, widen=10, dropout_rate=0.3),
+  "conv1d": SequenceConvNet,
+  "transformer": Transformer,
 }
-_WITHOUT_NORM = ("lenet",)
+_FIXED_NORM = {"lenet": "no normalization", "transformer": "its own layer normalization"}
 
 
 def build(name: str, num_classes: int, *, norm: str | None = None, dtype: Any = None) -> nn.Module:
@@ -59,7 +89,8 @@ def build(name: str, num_classes: int, *, norm: str | None = None, dtype: Any = 
   Args:
     name: one of `MODELS`.
     num_classes: number of logits, at least 1 (1 is a binary head).
-    norm: one of `NORMS`; None is the model's own ("batch" for the ResNets, else "none").
+    norm: one of `NORMS`; None is the model's own ("batch" for the residual networks, layer-norm for
+      the transformer, else "none").
     dtype: of the hidden computation, such as ``jnp.bfloat16``; None is that of the inputs.
 
   Returns:
@@ -79,8 +110,8 @@ def build(name: str, num_classes: int, *, norm: str | None = None, dtype: Any = 
   if num_classes < 1:
     raise ValueError(f"build expects num_classes of at least 1, got {num_classes}.")
   options = {"num_classes": num_classes, "dtype": dtype}
-  if norm is None or (norm == "none" and name in _WITHOUT_NORM):
+  if norm is None or (norm == "none" and name == "lenet"):
     return _BUILDERS[name](**options)
-  if name in _WITHOUT_NORM:
-    raise ValueError(f"build: {name} has no normalization; leave norm out, got norm={norm!r}.")
+  if name in _FIXED_NORM:
+    raise ValueError(f"build: {name} has {_FIXED_NORM[name]}; leave norm out, got norm={norm!r}.")
   return _BUILDERS[name](**options, norm=norm)

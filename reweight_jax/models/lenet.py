@@ -27,8 +27,9 @@ class LeNet(nn.Module):
     dtype: of the hidden computation, such as ``jnp.bfloat16``; the params stay float32.
     kernel_init: initializer of every kernel; None is what is said above.
 
-  Source: Ren, Zeng, Yang, Urtasun, "Learning to Reweight Examples for Robust Deep Learning", 2018,
-  section 4.1 (MNIST data imbalance).
+  Source: the net of the MNIST data imbalance experiment of Ren, Zeng, Yang, Urtasun, "Learning to
+  Reweight Examples for Robust Deep Learning", 2018. The paper calls it LeNet; the sizes are those
+  that its experiments used.
 
   Example:
     >>> net = LeNet(num_classes=1)

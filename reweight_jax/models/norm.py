@@ -32,13 +32,14 @@ class Norm(nn.Module):
     kind: one of `NORMS`.
     momentum: the share of the old running average kept at each step, in [0, 1].
     epsilon: added to the variance, > 0.
+    use_scale: False leaves out the scale, and with it a param, under "batch" and "group".
     dtype: of the outputs; None infers it from inputs and params. The params stay float32.
 
   Raises:
     ValueError: if ``kind`` is not one of `NORMS`.
 
   Source: Ioffe, Szegedy, "Batch Normalization", 2015, algorithms 1 and 2 (running averages instead
-  of the population statistics of algorithm 2); Wu, He, "Group Normalization", 2018, eq. (7).
+  of the population statistics of algorithm 2); Wu, He, "Group Normalization", 2018, section 3.
 
   Example:
     >>> inputs = jnp.array([[1.0], [3.0]])
@@ -52,6 +53,7 @@ class Norm(nn.Module):
   kind: str = "batch"
   momentum: float = 0.9
   epsilon: float = 1e-5
+  use_scale: bool = True
   dtype: Any = None
 
   def __post_init__(self) -> None:
@@ -67,9 +69,15 @@ class Norm(nn.Module):
     channels = inputs.shape[-1]
     if self.kind == "group":
       return nn.GroupNorm(
-        num_groups(channels), epsilon=self.epsilon, dtype=self.dtype, use_fast_variance=False
+        num_groups(channels),
+        epsilon=self.epsilon,
+        use_scale=self.use_scale,
+        dtype=self.dtype,
+        use_fast_variance=False,
       )(inputs)
-    scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+    scale = jnp.ones((channels,), jnp.float32)
+    if self.use_scale:
+      scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
     wide = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     writes = self.is_mutable_collection("batch_stats")
