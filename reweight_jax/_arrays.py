@@ -9,9 +9,10 @@ from reweight_jax.types import Array
 
 def at_least_float32(array: Array) -> Array:
   """Casts floats below float32 up to it; float64 and integers pass as they are."""
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    return array
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+  # By hand: strict dtype promotion refuses to promote bfloat16 and float32.
+  if jnp.issubdtype(array.dtype, jnp.floating) and jnp.finfo(array.dtype).bits < 32:
+    return array.astype(jnp.float32)
+  return array
 
 
 def num_real(mask: Array, dtype: Any) -> Array:

@@ -71,10 +71,11 @@ def augment(images: Array, key: Key, kind: str, *, flips: bool = True) -> Array:
   offsets = jax.random.randint(crop_key, (images.shape[0], 2), 0, 2 * padding + 1)
   mirrored = jax.random.bernoulli(flip_key, shape=images.shape[:1])
   mirrored = mirrored if flips else jnp.zeros_like(mirrored)
-  return jax.vmap(functools.partial(_crop, *images.shape[1:3]))(padded, offsets, mirrored)
+  crop = functools.partial(_crop, height=images.shape[1], width=images.shape[2])
+  return jax.vmap(crop)(padded, offsets, mirrored)
 
 
-def _crop(height: int, width: int, padded: Array, offset: Array, mirrored: Array) -> Array:
+def _crop(padded: Array, offset: Array, mirrored: Array, *, height: int, width: int) -> Array:
   """A window of one padded image; a mirrored one reads its columns backward."""
   # One gather of pixels: on CPU 2.6 times faster than slices that are reversed afterwards.
   rows = offset[0] + jnp.arange(height)

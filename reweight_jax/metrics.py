@@ -94,6 +94,7 @@ def effective_sample_size(weights: Array) -> Array:
     >>> print(effective_sample_size(jnp.array([2.0, 2.0, 0.0])))
     2.0
   """
+  weights = at_least_float32(weights)
   largest = jnp.max(jnp.abs(weights), initial=0)
   shares = weights / jnp.where(largest == 0, 1, largest)  # squares of tiny weights would underflow
   squares = jnp.sum(jnp.square(shares))

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn and brute force."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import sklearn.metrics
@@ -124,6 +125,29 @@ class WeightsTest(absltest.TestCase):
   def test_zero_weight_share_counts_real_examples_alone(self):
     share = metrics.zero_weight_share(jnp.array([0.0, 1.0, 1.0, 0.0]), jnp.arange(4) < 3)
     self.assertAlmostEqual(float(share), 1 / 3, places=6)
+
+
+class StrictPromotionTest(parameterized.TestCase):
+  @parameterized.product(dtype=(jnp.float32, jnp.bfloat16), with_mask=(True, False))
+  def test_metrics_promote_nothing_by_accident(self, dtype, with_mask):
+    def compute(logits, labels, scores, positive, mask):
+      mask = mask if with_mask else None
+      return (
+        metrics.accuracy(logits, labels, mask),
+        metrics.per_class_accuracy(logits, labels, 3, mask),
+        metrics.expected_calibration_error(logits, labels, mask=mask),
+        metrics.effective_sample_size(scores),
+        metrics.zero_weight_share(scores, mask),
+        metrics.auroc(scores, positive, mask),
+        metrics.average_precision(scores, positive, mask),
+      )
+
+    shapes = [((4, 3), dtype), (4, jnp.int32), (4, dtype), (4, bool), (4, bool)]
+    arrays = [jnp.zeros(shape, dtype) for shape, dtype in shapes]
+    with jax.numpy_dtype_promotion("strict"):
+      results = jax.eval_shape(compute, *arrays)
+    self.assertEqual([result.shape for result in results], [(), (3,), *[()] * 5])
+    self.assertEqual({result.dtype for result in results}, {jnp.dtype("float32")})
 
 
 if __name__ == "__main__":

@@ -1,30 +1,14 @@
-"""Losses of one example, and `from_apply`, which lifts one of them and a model to a batch.
-
-A loss here takes the prediction and the label of a *single* example and returns one number in nats;
-`from_apply` maps it over the batch. Any function of that shape works: optax's losses do as they are
-(`optax.softmax_cross_entropy_with_integer_labels`, `optax.losses.sigmoid_binary_cross_entropy` for
-one logit, ...). What stands below is what optax does not have for one example.
-"""
+"""Losses of one example: what optax does not have for one."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from reweight_jax._arrays import at_least_float32, num_real
-from reweight_jax.types import (
-  ApplyFn,
-  Array,
-  Batch,
-  Key,
-  ModelState,
-  Outputs,
-  Params,
-  PerExampleLoss,
-  ScalarLike,
-)
+from reweight_jax._validate import check_number
+from reweight_jax.types import Array, ScalarLike
 
 softmax_cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
@@ -34,7 +18,8 @@ def squared_error(prediction: Array, target: Array) -> Array:
 
   Args:
     prediction: array of any shape, one example's prediction.
-    target: array of the same number of elements; a scalar target fits a prediction of shape `[1]`.
+    target: array of the same number of elements, floats or integers; a scalar target fits a
+      prediction of shape `[1]`.
 
   Returns:
     A scalar: the negative log-likelihood in nats of a unit-variance Gaussian, up to a constant.
@@ -53,7 +38,10 @@ def squared_error(prediction: Array, target: Array) -> Array:
       "squared_error expects prediction and target of one example to have the same number of "
       f"elements, got shapes {jnp.shape(prediction)} and {jnp.shape(target)}. Reshape one of them."
     )
-  return 0.5 * jnp.sum(jnp.square(jnp.ravel(prediction) - jnp.ravel(target)))
+  prediction, target = (at_least_float32(jnp.ravel(array)) for array in (prediction, target))
+  if jnp.issubdtype(target.dtype, jnp.integer):
+    target = target.astype(prediction.dtype)
+  return 0.5 * jnp.sum(jnp.square(prediction - target))
 
 
 def token_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -149,52 +137,38 @@ def focal_loss(logits: Array, label: Array, *, gamma: ScalarLike = 2.0) -> Array
   return jnp.exp(gamma * log_error_probability(logits, label)) * loss
 
 
-def from_apply(
-  apply_fn: ApplyFn,
-  loss: Callable[[Any, Any], Array] = softmax_cross_entropy,
-  *,
-  train: bool = True,
-) -> PerExampleLoss:
-  """Builds the per-example loss of a batch from a model and the loss of one example.
+def smoothed_cross_entropy(smoothing: ScalarLike) -> Callable[[Array, Array], Array]:
+  r"""Cross-entropy with labels that leave a share to all classes alike.
 
-  Guarantees: losses are `[batch]` and at least float32 even where the model computes in bfloat16
-  (predictions are cast up before the loss); float64 stays float64.
+  With :math:`K` classes the target is :math:`(1 - s) 1[k = y] + s / K`.
+
+  Edge cases: `smoothing=0` is cross-entropy; at 1 the label no longer matters.
 
   Args:
-    apply_fn: `(params, model_state, inputs, key, train) -> (predictions, model_state)`.
-      `models.linen_apply` and `models.nnx_apply` make one from a Flax module; for a stateless model
-      it is one lambda that hands `model_state` back.
-    loss: `(prediction, label) -> scalar` for one example. Both may be pytrees.
-    train: passed on to the model. With True batch statistics and dropout are active.
+    smoothing: the share :math:`s`, in [0, 1].
 
   Returns:
-    `(params, model_state, batch, key) -> Outputs`.
+    A loss of one example, `(logits [classes], label) -> scalar`, in nats, for `from_apply`.
 
   Raises:
-    ValueError: when called, if `loss` does not return one number an example.
+    ValueError: if `smoothing` is a plain number outside [0, 1].
+
+  Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016,
+    arXiv 1512.00567, section 7.
 
   Example:
-    >>> linear = lambda params, state, inputs, key, train: (inputs @ params, state)
-    >>> loss_fn = from_apply(linear, squared_error)
-    >>> batch = rw.types.make_batch(jnp.eye(2), jnp.array([0.0, 2.0]))
-    >>> print(loss_fn(jnp.zeros((2, 1)), (), batch, None).losses)
-    [0. 2.]
+    >>> loss = smoothed_cross_entropy(0.2)
+    >>> print(loss(jnp.zeros(2), 0) == jnp.log(2.0))
+    True
   """
+  check_number("smoothed_cross_entropy: smoothing", smoothing, at_least=0, at_most=1)
 
-  def per_example_loss(
-    params: Params, model_state: ModelState, batch: Batch, key: Key | None
-  ) -> Outputs:
-    predictions, new_state = apply_fn(params, model_state, batch.inputs, key, train)
-    predictions = jax.tree.map(at_least_float32, predictions)
-    losses = jax.vmap(loss)(predictions, batch.labels)
-    if losses.shape != batch.mask.shape:
-      raise ValueError(
-        "from_apply expects a loss of one example that returns a scalar; mapped over a batch of "
-        f"{batch.mask.shape[0]} it returned shape {losses.shape}. Sum or average inside the loss."
-      )
-    return Outputs(at_least_float32(losses), predictions, new_state)
+  def loss(logits: Array, label: Array) -> Array:
+    target = jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype)
+    target = optax.losses.smooth_labels(target, jnp.asarray(smoothing, logits.dtype))
+    return optax.losses.softmax_cross_entropy(logits, target)
 
-  return per_example_loss
+  return loss
 
 
 def _logsumexp_of_others(logits: Array, label: Array) -> Array:
