@@ -22,16 +22,18 @@ from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from reweight_jax.data import DATASETS, DataError, load
 
-_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
-def _record(image, label, record_id=None):
+def _record(image, label, record_id=None, coarse_label=None):
   """One record as TensorFlow Datasets writes it."""
   stream = io.BytesIO()
   Image.fromarray(image.squeeze()).save(stream, "PNG")
   example = tf_example_generated_pb2.Example()
   example.features.feature["image"].bytes_list.value.append(stream.getvalue())
   example.features.feature["label"].int64_list.value.append(label)
+  if coarse_label is not None:
+    example.features.feature["coarse_label"].int64_list.value.append(coarse_label)
   if record_id:
     example.features.feature["id"].bytes_list.value.append(record_id.encode())
   return example.SerializeToString()
@@ -65,7 +67,7 @@ def _write(root, name, records, version="3.0.1", file_format="array_record", pro
       "pythonClassName": f"{feature}class_label_feature.ClassLabel",
     },
   }
-  if name == "cifar10":
+  if name.startswith("cifar"):
     features["id"] = {"text": {}, "pythonClassName": f"{feature}text_feature.Text"}
   tree = {
     "featuresDict": {"features": features},
@@ -160,6 +162,28 @@ class PreparedFolderTest(SourcesTestCase):
     np.testing.assert_array_equal(cifar10.train_ids, [7, 0, 4])
     np.testing.assert_array_equal(cifar10.train_inputs, images)
 
+  def test_cifar100_has_its_hundred_fine_classes(self):
+    images = _images("cifar100", 4)
+    rows = [
+      _record(image, label, f"train_{row}", coarse_label=7)
+      for row, (image, label) in enumerate(zip(images, (99, 0, 50, 3), strict=True))
+    ]
+    folder = _write(self.root, "cifar100", {"train": rows, "test": rows[:1]}, version="3.0.2")
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    label = features["featuresDict"]["features"]["label"]
+    features["featuresDict"]["features"]["label"] = json.loads(
+      json.dumps(label).replace('"10"', '"100"')
+    )
+    features["featuresDict"]["features"]["coarse_label"] = json.loads(
+      json.dumps(label).replace('"10"', '"20"')
+    )
+    path.write_text(json.dumps(features))
+    found = load("cifar100", self.root)
+    np.testing.assert_array_equal(found.train_inputs, images)
+    np.testing.assert_array_equal(found.train_labels, [99, 0, 50, 3])
+    self.assertEqual(found.num_classes, 100)
+
   def test_newest_version_is_read(self):
     _write(self.root, "mnist", _mnist_records(train=2), version="3.0.9")
     _write(self.root, "mnist", _mnist_records(train=4), version="3.0.10")
@@ -190,7 +214,7 @@ class WrongPlaceTest(SourcesTestCase):
       load("svhn", self.root)
 
   def test_missing_folder(self):
-    self.assert_refused("/nowhere does not exist.*array_record", root="/nowhere")
+    self.assert_refused("/nowhere does not exist.*prepare_data --dataset=mnist", root="/nowhere")
 
   def test_file_instead_of_folder(self):
     (self.root / "file").touch()
@@ -198,7 +222,9 @@ class WrongPlaceTest(SourcesTestCase):
 
   def test_absent_data_set_says_what_is_there(self):
     _write(self.root, "cifar10", {})
-    self.assert_refused("no folder .*/mnist; data sets present: cifar10.*download_and_prepare")
+    self.assert_refused(
+      "no folder .*/mnist; data sets present: cifar10.*prepare_data --dataset=mnist"
+    )
 
   def test_empty_data_set_folder(self):
     (self.root / "mnist").mkdir()
@@ -224,7 +250,7 @@ class WrongPlaceTest(SourcesTestCase):
 
   def test_tfrecord_says_how_to_prepare_again(self):
     _write(self.root, "mnist", {}, file_format="tfrecord")
-    self.assert_refused("3.0.1 are TFRecord.*file_format='array_record'.*needs TensorFlow")
+    self.assert_refused("3.0.1 are TFRecord.*experiments.prepare_data.*needs TensorFlow")
 
   def test_old_folder_without_a_format_is_tfrecord(self):
     folder = _write(self.root, "mnist", {})
@@ -357,7 +383,7 @@ class RealMnistTest(parameterized.TestCase):
 
 class NamesTest(absltest.TestCase):
   def test_data_sets(self):
-    self.assertEqual(DATASETS, ("digits", "mnist", "fashion_mnist", "cifar10"))
+    self.assertEqual(DATASETS, ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100"))
 
 
 if __name__ == "__main__":

@@ -6,21 +6,31 @@ packages that `import reweight_jax` does not: they are imported when a data set 
 
 from reweight_jax.data.batching import batch_indices, batches
 from reweight_jax.data.dataset import DataError, Dataset
+from reweight_jax.data.flips import asymmetric_flips
+from reweight_jax.data.human import human_labels
+from reweight_jax.data.imbalance import IMBALANCES, imbalanced_indices
 from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
-from reweight_jax.data.sources import DATASETS, load
+from reweight_jax.data.packed import save_npz
+from reweight_jax.data.sources import DATASETS, default_folder, load
 from reweight_jax.data.splits import Split, assert_disjoint, split_indices
 
 __all__ = [
   "DATASETS",
+  "IMBALANCES",
   "NOISES",
   "DataError",
   "Dataset",
   "NoisyLabels",
   "Split",
   "assert_disjoint",
+  "asymmetric_flips",
   "batch_indices",
   "batches",
   "corrupt_labels",
+  "default_folder",
+  "human_labels",
+  "imbalanced_indices",
   "load",
+  "save_npz",
   "split_indices",
 ]

@@ -13,7 +13,7 @@ class Dataset(NamedTuple):
   """A data set in memory, with clean labels.
 
   Attributes:
-    name: one of `data.DATASETS`.
+    name: one of `data.DATASETS`, or of the user's own.
     train_inputs: `[examples, height, width, channels]` uint8.
     train_labels: `[examples]` int32.
     test_inputs: as `train_inputs`.

@@ -1,4 +1,4 @@
-"""Image data sets as NumPy arrays: scikit-learn's digits, and TensorFlow Datasets' folders."""
+"""Image data sets as NumPy arrays: digits, TensorFlow Datasets' folders, packed files."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ import numpy as np
 
 from reweight_jax.data._imports import import_or_explain
 from reweight_jax.data.dataset import DataError, Dataset
+from reweight_jax.data.packed import load_npz
 from reweight_jax.data.tfds_folder import IMAGE_SHAPES, find_folder, read_folder
 
 DATASETS = ("digits", *IMAGE_SHAPES)
@@ -16,16 +17,16 @@ _DIGITS_TEST_SIZE = 497
 _DIGITS_SPLIT_SEED = 0
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
   """Loads a whole data set into memory.
 
   Guarantees: the same examples in the same order at every call; nothing is downloaded or printed;
-  TensorFlow is not needed. MNIST and CIFAR-10 take ten to thirty seconds, digits a fraction of one.
+  TensorFlow is not needed. MNIST and CIFAR-10 take about ten seconds, digits a fraction of one.
   Edge cases: of several version folders the newest is read. Digits comes with scikit-learn, ignores
   `data_dir`, and is split here, by class, into 1300 training and 497 test examples.
 
   Args:
-    name: one of `DATASETS`.
+    name: one of `DATASETS`, or the path of a file that `save_npz` wrote, whose name ends in .npz.
     data_dir: the folder that holds one folder per data set, as TensorFlow Datasets writes it, in
       the `array_record` format. None means the variable `TFDS_DATA_DIR`, or if that is not set
       `~/tensorflow_datasets`.
@@ -42,18 +43,26 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     >>> print(digits.train_inputs.shape, digits.train_inputs.dtype, digits.num_classes)
     (1300, 8, 8, 1) uint8 10
   """
+  if os.fspath(name).endswith(".npz"):
+    return load_npz(name)
+  name = os.fspath(name)
   if name not in DATASETS:
-    raise DataError(f"load expects one of {', '.join(DATASETS)}, got {name!r}.")
+    raise DataError(f"load expects one of {', '.join(DATASETS)}, or a file FILE.npz, got {name!r}.")
   if name == "digits":
     return _load_digits()
-  root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   try:
-    folder = find_folder(name, pathlib.Path(root).expanduser())
+    folder = find_folder(name, default_folder(data_dir))
   except OSError as error:
     raise DataError(
       f"{name}: cannot read {error.filename} ({error.strerror}). Check who may read that folder."
     ) from error
   return read_folder(name, folder)
+
+
+def default_folder(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+  """The folder given, or that of the variable `TFDS_DATA_DIR`, or `~/tensorflow_datasets`."""
+  root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return pathlib.Path(root).expanduser()
 
 
 def _load_digits() -> Dataset:
