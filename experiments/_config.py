@@ -1,49 +1,69 @@
-"""The configuration of a command, and the check that turns a wrong one into one line."""
+"""The configuration of a command: what its flags say, with the defaults that depend on others."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from typing import Any
 
-import reweight_jax as rw
 from experiments import _methods
-from experiments._errors import UsageError
-from reweight_jax import data
 
 DEFAULT_STEPS = 600
 DEFAULT_META_BATCH_SIZE = 20
 DEFAULT_RULE_OPTIONS = _methods.RuleOptions()
-MODEL_OF = {"digits": "mlp", "mnist": "lenet", "fashion_mnist": "lenet", "cifar10": "resnet20"}
+MODEL_OF = {
+  "digits": "mlp",
+  "mnist": "lenet",
+  "fashion_mnist": "lenet",
+  "cifar10": "resnet20",
+  "cifar100": "resnet32",
+}
 # LeNet, without any norm, does not train at 0.1: its logits start too large.
-LEARNING_RATE_OF = {"mlp": 0.1, "lenet": 0.02, "resnet8": 0.1, "resnet20": 0.1}
+LEARNING_RATE_OF = {"lenet": 0.02, "transformer": 0.02, "conv1d": 0.02}
+# A mirrored digit is another sign.
+WITHOUT_FLIPS = ("digits", "mnist")
+AUGMENT_OF = {"cifar10": "paper", "cifar100": "paper"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """One command: a setting, and the methods and seeds to run in it."""
 
-  dataset: str = "digits"
+  dataset: str = "digits"  # one of data.DATASETS, or the path of an NPZ file
   methods: tuple[str, ...] = ()
   rules: tuple[str, ...] = ()
   seeds: tuple[int, ...] = (0,)
   noise: str = "pair"
-  noise_rate: float = 0.45
+  noise_rate: float | None = None  # None: 0.45, or 0 where the noise takes none
+  human_labels: str | None = None
+  imbalance: str = "none"
+  imbalance_ratio: float = 1.0
   meta_size: int = 20
   validation_size: int = 200
+  augment: str | None = None  # None: AUGMENT_OF[dataset] or "none"
   model: str | None = None  # None: MODEL_OF[dataset]
   norm: str | None = None  # None: the model's own
+  dtype: str = "float32"
+  precision: str = "highest"
   batch_size: int = 100
   meta_batch_size: int | None = None  # None: DEFAULT_META_BATCH_SIZE, or all of a smaller meta set
   steps: int | None = None  # None: epochs, or DEFAULT_STEPS
   epochs: float | None = None
   finetune_steps: int = 200
-  learning_rate: float | None = None  # None: LEARNING_RATE_OF[model]
+  learning_rate: float | None = None  # None: LEARNING_RATE_OF[model] or 0.1
+  schedule: str = "constant"
+  decay_at: tuple[float, ...] = (0.5, 0.75)
   momentum: float = 0.0
   weight_decay: float = 0.0
+  label_smoothing: float = 0.0
+  mixup: float = 0.0
+  ema_decay: float | None = None
   route: str = "forward"
   rule_options: _methods.RuleOptions = DEFAULT_RULE_OPTIONS
   eval_every: int = 50
   checkpoint_every: int = 1000
+  keep: int = 2
+  chunk_steps: int | None = None  # None: 1 on CPU, 100 elsewhere
+  parallel_seeds: int | None = None  # None: 1 on CPU, elsewhere as many as fit
+  pictures: bool = True
   workdir: str | None = None
   data_dir: str | None = None
 
@@ -57,13 +77,27 @@ class Config:
     """Meta examples a step."""
     return self.meta_batch_size or min(DEFAULT_META_BATCH_SIZE, self.meta_size)
 
+  def rate_of_noise(self) -> float:
+    """The noise rate, or the default of the noise."""
+    if self.noise_rate is None:
+      return 0.45 if self.takes_noise_rate() else 0.0
+    return self.noise_rate
+
+  def takes_noise_rate(self) -> bool:
+    """Whether the noise is drawn at a rate; human labels are as wrong as they are."""
+    return self.noise != "none" and not self.noise.startswith("human:")
+
   def model_name(self) -> str:
     """The model, or that of the data set."""
-    return self.model or MODEL_OF[self.dataset]
+    return self.model or MODEL_OF.get(self.dataset, "resnet20")
+
+  def augment_kind(self) -> str:
+    """The augmentation, or that of the data set."""
+    return self.augment or AUGMENT_OF.get(self.dataset, "none")
 
   def rate(self) -> float:
     """The learning rate, or that of the model."""
-    return self.learning_rate or LEARNING_RATE_OF[self.model_name()]
+    return self.learning_rate or LEARNING_RATE_OF.get(self.model_name(), 0.1)
 
   def run_names(self) -> tuple[str, ...]:
     """The names of the table's rows, which are folders too."""
@@ -72,85 +106,80 @@ class Config:
   def setting(self) -> dict[str, Any]:
     """What decides the numbers of a run, apart from method and seed: flag -> value, as in JSON."""
     fields = dataclasses.asdict(self)
-    fields |= {"model": self.model_name(), "meta_batch_size": self.num_meta()}
-    fields |= {"learning_rate": self.rate()}
-    fields["steps"] = self.num_steps(0) if self.epochs is None else None
-    for name in ("methods", "rules", "seeds", "checkpoint_every", "workdir", "data_dir"):
+    fields |= {
+      "model": self.model_name(),
+      "meta_batch_size": self.num_meta(),
+      "learning_rate": self.rate(),
+      "noise_rate": self.rate_of_noise(),
+      "augment": self.augment_kind(),
+      "decay_at": list(self.decay_at),
+      "steps": self.num_steps(0) if self.epochs is None else None,
+    }
+    for name in EXECUTION:
       del fields[name]
     return fields | fields.pop("rule_options")
 
 
-_AT_LEAST_0 = (lambda value: value >= 0, "at least 0")
-_COUNT = (lambda value: 1 <= value < 2**31, "in [1, 2^31)")
-_COUNT_OR_0 = (lambda value: 0 <= value < 2**31, "in [0, 2^31)")
-_ABOVE_0 = (lambda value: value > 0, "above 0")
-_SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
-_BELOW_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
+EXECUTION = (
+  *("methods", "rules", "seeds", "workdir", "data_dir"),
+  *("checkpoint_every", "keep", "chunk_steps", "parallel_seeds", "pictures"),
+)
+"""The fields that decide which runs there are and how they are carried out, not their numbers."""
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-  "noise_rate": _BELOW_1,
-  "meta_size": _COUNT,
-  "validation_size": _COUNT_OR_0,
-  "batch_size": _COUNT,
-  "meta_batch_size": _COUNT,
-  "steps": _COUNT,
-  "epochs": _ABOVE_0,
-  "finetune_steps": _COUNT,
-  "learning_rate": _ABOVE_0,
-  "momentum": _BELOW_1,
-  "weight_decay": _AT_LEAST_0,
-  "eval_every": _COUNT,
-  "checkpoint_every": _COUNT,
-  "focal_gamma": _AT_LEAST_0,
-  "class_balanced_beta": _BELOW_1,
-  "clip_max_weight": _ABOVE_0,
-  "mix_share": _SHARE,
-  "normalize_decay": _BELOW_1,
+_OF_THE_PAPER: dict[str, Any] = {
+  "dataset": "cifar10",
+  "noise_rate": 0.4,
+  "validation_size": 5000,
+  "batch_size": 100,
+  "meta_batch_size": 100,
+  "learning_rate": 0.1,
+  "schedule": "step",
+  "momentum": 0.9,
+  "weight_decay": 2e-4,
+  "augment": "paper",
+  "finetune_steps": 5000,
+  "eval_every": 1000,
 }
+PROTOCOLS: dict[str, dict[str, Any]] = {
+  # BackgroundFlip of Ren et al. 2018: ten clean images a class; a tenth of the rate from step
+  # 40,000 on, a hundredth from 60,000 on.
+  "background": _OF_THE_PAPER
+  | {
+    "noise": "background",
+    "model": "preact_resnet32",
+    "meta_size": 100,
+    "steps": 80_000,
+    "decay_at": (0.5, 0.75),
+  },
+  # UniformFlip of the same: 1000 clean images; the rate falls at steps 40,000 and 50,000.
+  "uniform": _OF_THE_PAPER
+  | {
+    "noise": "symmetric",
+    "model": "wrn28_10",
+    "meta_size": 1000,
+    "steps": 60_000,
+    "decay_at": (2 / 3, 5 / 6),
+  },
+  # The noise of "background" on a short schedule, a small net and a small meta batch.
+  "quick": _OF_THE_PAPER
+  | {
+    "noise": "background",
+    "model": "resnet20",
+    "meta_size": 100,
+    "meta_batch_size": 20,
+    "steps": 4_000,
+    "finetune_steps": 500,
+    "schedule": "cosine",
+    "augment": "standard",
+    "eval_every": 500,
+  },
+}
+"""Settings by name, flag -> value, after Ren et al. 2018 (arXiv 1803.09050), sec. 4.2."""
 
 
-def check(config: Config) -> None:
-  """Raises UsageError, one line, for the first setting that cannot be run."""
-  if config.rules and config.methods:
-    raise UsageError("--rules: expected either --method or --rules, got both")
-  _check_words(config)
-  numbers = vars(config) | vars(config.rule_options)
-  for flag, (is_good, expected) in _RANGES.items():
-    _check_number(flag, numbers[flag], is_good, expected)
-  for seed in config.seeds:
-    _check_number("seeds", seed, *_COUNT_OR_0)
-  for flag, values in (("seeds", config.seeds), ("method", config.run_names())):
-    if not values:
-      raise UsageError(f"--{flag}: expected at least one, got none")
-    if len(set(values)) < len(values):
-      raise UsageError(f"--{flag}: expected each once, got {','.join(map(str, values))}")
-  if config.steps is not None and config.epochs is not None:
-    raise UsageError("--epochs: expected either --steps or --epochs, got both")
-  if config.noise == "none" and config.noise_rate:
-    raise UsageError(f"--noise=none goes with --noise_rate=0, got {config.noise_rate}")
-  if (config.meta_batch_size or 0) > config.meta_size:
-    raise UsageError(
-      f"--meta_batch_size: expected at most the {config.meta_size} examples of --meta_size, "
-      f"got {config.meta_batch_size}"
-    )
-
-
-def _check_words(config: Config) -> None:
-  known: dict[str, tuple[Iterable[str], Iterable[str | None]]] = {
-    "dataset": (data.DATASETS, [config.dataset]),
-    "method": (_methods.METHODS, config.methods),
-    "rules": (_methods.RULES, config.rules),
-    "noise": (data.NOISES, [config.noise]),
-    "model": (rw.models.MODELS, [config.model]),
-    "norm": (rw.models.NORMS, [config.norm]),
-    "route": (rw.meta.ROUTES, [config.route]),
-  }
-  for flag, (choices, words) in known.items():
-    for word in words:
-      if word is not None and word not in choices:
-        raise UsageError(f"--{flag}: expected one of {', '.join(choices)}; got {word!r}")
-
-
-def _check_number(flag: str, value: Any, is_good: Callable[[Any], bool], expected: str) -> None:
-  if value is not None and not (is_good(value) and math.isfinite(value)):
-    raise UsageError(f"--{flag}: expected a number {expected}, got {value}")
+def with_protocol(name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The values of a protocol and those given, which win over them."""
+  values = dict(PROTOCOLS[name]) if name else {}
+  if name and given.get("dataset") == "cifar100":
+    values["meta_size"] = 1000  # ten a class there too
+  return values | dict(given)

@@ -1,5 +1,7 @@
 """How binaries speak of mistakes: one line and an exit status, no traceback."""
 
+import errno
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from reweight_jax.data import DataError
+
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 class UsageError(Exception):
@@ -17,19 +21,35 @@ class RunError(Exception):
   """A run that could not go on, such as a loss that is not finite: one line; exit status 1."""
 
 
+class StoppedError(Exception):
+  """A run that was asked to stop and saved its state: one line; exit status 128 + signal."""
+
+  def __init__(self, received: signal.Signals, where: str):
+    super().__init__(
+      f"stopped by {received.name} {where}; the state is saved, the same command goes on from there"
+    )
+    self.status = 128 + received
+
+
 def run_binary(
   define_flags: Callable[[flags.FlagValues], None], main: Callable[[flags.FlagValues], Any]
 ) -> None:
   """Defines and parses absl flags and calls `main(flags)`, each mistake becoming one line.
 
   Exit status 2 for a bad flag, bad data or a workdir that does not fit; 1 for a run that failed;
-  130 after Ctrl-C.
+  130 after Ctrl-C, 143 after SIGTERM.
   """
+  others = set(flags.FLAGS)
   define_flags(flags.FLAGS)
+  for name in set(flags.FLAGS) - others:
+    # --help shows the flags of the binary, wherever they are defined.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
   def guarded(argv: Sequence[str]) -> None:
     del argv  # holds the program's name alone
-    logging.set_verbosity(logging.WARNING)
+    # What Orbax logs of a checkpoint that fails are tracebacks; the run says it in one line.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _report_unraisable
     exit_on_mistake(lambda: main(flags.FLAGS))
 
   app.run(
@@ -66,9 +86,28 @@ def exit_on_mistake(call: Callable[[], Any]) -> Any:
     return call()
   except (UsageError, DataError, ImportError) as error:
     message, status = str(error), 2
-  except (RunError, OSError) as error:
+  except StoppedError as error:
+    message, status = str(error), error.status
+  except RunError as error:
     message, status = str(error), 1
+  except OSError as error:
+    message, status = _explain(error), 1
   except KeyboardInterrupt:
-    message, status = "interrupted; the same command goes on from the last checkpoint", 130
+    message, status = f"interrupted; {GOES_ON}", 130
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(status)
+
+
+def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
+  """Python's own report, but for what a checkpoint that could not be read leaves behind."""
+  if str(error.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(error)
+
+
+def _explain(error: OSError) -> str:
+  """What the operating system said, and what to do."""
+  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return f"no space left to write {error.filename or 'a file'}; free some, then {GOES_ON}"
+  if error.errno == errno.ENOENT:
+    return f"{error.filename} vanished during the run ({error.strerror})"
+  return f"{error}; once there is space and a folder to write to, {GOES_ON}"

@@ -1,13 +1,14 @@
-"""A model as the loop calls it: how it starts, its loss in training, its accuracy."""
+"""A model as the loop calls it: how it starts, its losses in training, its predictions."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import reweight_jax as rw
-from experiments import _steps
+from experiments import _evaluation
 from reweight_jax.types import Key, ModelState, Params, PerExampleLoss
 
 
@@ -16,23 +17,44 @@ class Model(NamedTuple):
 
   init: Callable[[Key, Any], tuple[Params, ModelState]]
   loss_fn: PerExampleLoss  # in training mode
-  evaluate: Callable[..., float]
+  meta_loss_fn: PerExampleLoss  # the same without smoothing and mixup
+  predict: _evaluation.Predict
 
 
 @functools.lru_cache(maxsize=8)
-def make_model(name: str, num_classes: int, norm: str | None) -> Model:
+def make_model(
+  name: str,
+  num_classes: int,
+  norm: str | None,
+  *,
+  dtype: str = "float32",
+  label_smoothing: float = 0.0,
+  mixup: float = 0.0,
+) -> Model:
   """Builds a model; equal arguments give the same functions, which are then compiled once.
 
   Raises:
     ValueError: if the model does not take the norm.
   """
-  net = rw.models.build(name, num_classes, norm=norm)
+  hidden = jnp.dtype(dtype) if dtype != "float32" else None
+  net = rw.models.build(name, num_classes, norm=norm, dtype=hidden)
   apply_fn = rw.models.linen_apply(net)
   scaled = lambda params, state, inputs, key, train: apply_fn(
     params, state, rw.models.scale_uint8(inputs), key, train
   )
+  plain = rw.losses.from_apply(scaled)
+  loss = rw.losses.softmax_cross_entropy
+  if label_smoothing:
+    loss = rw.losses.smoothed_cross_entropy(label_smoothing)
+  loss_fn = rw.losses.from_apply(scaled, loss)
+  if mixup:
+    # Pixels are mixed as numbers, so they are scaled before.
+    mixed = rw.losses.mixup(apply_fn, mixup, loss)
+    loss_fn = lambda params, state, batch, key: mixed(
+      params, state, batch._replace(inputs=rw.models.scale_uint8(batch.inputs)), key
+    )
   init = lambda key, inputs: rw.models.init_linen(net, rw.models.scale_uint8(inputs), key)
-  evaluate = _steps.make_evaluator(rw.losses.from_apply(scaled, train=False))
+  predict = _evaluation.make_predictor(rw.losses.from_apply(scaled, train=False))
   # Drawing the params compiles 3 times as fast this way, to the same bits.
   options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-  return Model(jax.jit(init, compiler_options=options), rw.losses.from_apply(scaled), evaluate)
+  return Model(jax.jit(init, compiler_options=options), loss_fn, plain, predict)

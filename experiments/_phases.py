@@ -1,13 +1,13 @@
 """From a configuration to the phases of its runs."""
 
 import functools
-from collections.abc import Callable
 
-import numpy as np
+import jax
 import optax
 
 from experiments import _methods, _run, _steps
-from experiments._config import Config
+from experiments._config import WITHOUT_FLIPS, Config
+from experiments._model import Model
 from experiments._task import Task
 from reweight_jax.types import PerExampleLoss
 
@@ -20,14 +20,26 @@ def total_steps(config: Config, num_train: int | None = None) -> int:
   return per_seed * len(config.seeds)
 
 
-def make_phases(
-  config: Config, loss_fn: PerExampleLoss, name: str, task: Task, seed: int
-) -> list[_run.Phase]:
+def make_schedule(config: Config) -> _run.Schedule:
+  """The loop's numbers; on CPU every step is a program of its own, a scan would be far slower."""
+  chunk = config.chunk_steps or (1 if jax.default_backend() == "cpu" else 100)
+  return _run.Schedule(
+    config.batch_size,
+    config.num_meta(),
+    config.eval_every,
+    config.checkpoint_every,
+    chunk_steps=chunk,
+    keep=config.keep,
+    ema_decay=config.ema_decay,
+  )
+
+
+def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) -> list[_run.Phase]:
   """The phases of one run.
 
   Args:
     config: the command's configuration.
-    loss_fn: per-example loss, in training mode.
+    model: losses in training mode.
     name: the method, one of `config.run_names()`.
     task: the seed's task.
     seed: the seed, of rules that draw.
@@ -36,43 +48,76 @@ def make_phases(
     ValueError: if a rule does not take its options or the task's class counts.
   """
   recipe = _recipe(config, name)
+  options = _steps.StepOptions(
+    config.route,
+    config.augment_kind(),
+    config.dataset not in WITHOUT_FLIPS,
+    config.ema_decay,
+    config.precision,
+  )
 
-  def phase(source: str, num_steps: int, rate: float) -> _run.Phase:
-    labels = (task.train if source == "train" else task.meta).labels
-    counts = tuple(np.bincount(labels, minlength=task.num_classes).tolist())
+  def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> _run.Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
-    counts = counts if "class_balanced" in recipe.rules else ()
+    counts = task.class_counts(source) if "class_balanced" in recipe.rules else ()
     rule = _methods.compose(recipe.rules, config.rule_options, counts, seed)
-    tx = _optimizer(rate, config.momentum, config.weight_decay)
-    step = _loop_step(loss_fn, recipe.rules, config.rule_options, counts, tx, config.route)
+    step = _loop_step(
+      model.loss_fn, model.meta_loss_fn, recipe.rules, config.rule_options, counts, tx, options
+    )
     uses_meta_batch = bool(_methods.NEEDS_META_BATCH & set(recipe.rules))
     return _run.Phase(source, num_steps, rule, tx, uses_meta_batch, step)
 
-  phases = [phase(recipe.source, config.num_steps(len(task.train.labels)), config.rate())]
+  num_steps = config.num_steps(len(task.train))
+  rate, rest = config.rate(), (config.momentum, config.weight_decay)
+  main = _optimizer(rate, config.schedule, config.decay_at, num_steps, *rest)
+  phases = [phase(recipe.source, num_steps, main)]
   if recipe.finetunes:
-    phases.append(phase("meta", config.finetune_steps, config.rate() / 10))
+    small = _optimizer(rate / 10, "constant", (), config.finetune_steps, *rest)
+    phases.append(phase("meta", config.finetune_steps, small))
   return phases
 
 
 @functools.lru_cache(maxsize=32)
 def _optimizer(
-  rate: float, momentum: float, weight_decay: float
+  rate: float,
+  schedule: str,
+  decay_at: tuple[float, ...],
+  num_steps: int,
+  momentum: float,
+  weight_decay: float,
 ) -> optax.GradientTransformationExtraArgs:
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum))
+  """SGD; weight decay, an L2 penalty, acts on matrices and kernels alone."""
+  rates = make_rates(rate, schedule, decay_at, num_steps)
+  is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, mask=is_kernel), optax.sgd(rates, momentum=momentum)
+  )
+
+
+def make_rates(
+  rate: float, schedule: str, decay_at: tuple[float, ...], num_steps: int
+) -> optax.Schedule:
+  """The learning rate by step: constant, cosine to 0, or a tenth of it at each share of the run."""
+  if schedule == "cosine":
+    return optax.cosine_decay_schedule(rate, num_steps)
+  if schedule == "step":
+    drops = {round(share * num_steps): 0.1 for share in decay_at}
+    return optax.piecewise_constant_schedule(rate, drops)
+  return optax.constant_schedule(rate)
 
 
 @functools.lru_cache(maxsize=32)
 def _loop_step(
   loss_fn: PerExampleLoss,
+  meta_loss_fn: PerExampleLoss,
   rules: tuple[str, ...],
-  options: _methods.RuleOptions,
+  rule_options: _methods.RuleOptions,
   counts: tuple[int, ...],
   tx: optax.GradientTransformation,
-  route: str,
-) -> Callable[..., _steps.Carry]:
+  options: _steps.StepOptions,
+) -> _steps.LoopStep:
   # Seed 0 stands for all: rules of several seeds differ in their state alone.
-  rule = _methods.compose(rules, options, counts, 0)
-  return _steps.make_loop_step(loss_fn, rule, tx, route)
+  rule = _methods.compose(rules, rule_options, counts, 0)
+  return _steps.make_loop_step(loss_fn, meta_loss_fn, rule, tx, options)
 
 
 def _recipe(config: Config, name: str) -> _methods.Recipe:

@@ -1,4 +1,4 @@
-"""What a finished command says: rows of a table, a summary in JSON and Markdown, pictures."""
+"""What a finished command says: rows of a table, a summary in JSON and Markdown."""
 
 import pathlib
 import zipfile
@@ -58,6 +58,9 @@ def _run_result(folder: pathlib.Path) -> dict[str, Any]:
     "all_zero_batches": sum(row["all_zero_batches"] for row in rows),
     "realized_noise_rate": float(1 - correct.mean()),
     "steps": rows[-1]["step"],
+    "seconds": rows[-1]["seconds"],
+    "input_share": rows[-1]["input_seconds"] / rows[-1]["seconds"],
+    "collapsed": next((row["step"] for row in rows if "warning" in row), None),
   }
 
 
@@ -95,7 +98,7 @@ def write_summary(config: Config, summary: Mapping[str, Any]) -> None:
   seeds = "; ".join(
     f"{method} {', '.join(map(str, numbers['seeds']))}" for method, numbers in summary.items()
   )
-  title = f"# {config.dataset}, {config.noise} noise {config.noise_rate:g}"
+  title = f"# {config.dataset}, {config.noise} noise {config.rate_of_noise():g}"
   table = markdown_table(summary)
   runlog.write_text(workdir / "summary.md", f"{title}\n\n{table}\nSeeds: {seeds}.\n")
 
@@ -112,57 +115,13 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
   return "".join(f"| {line} |\n" for line in lines)
 
 
-def write_run_plot(folder: pathlib.Path) -> None:
-  """Draws a run's accuracy curve and weight histogram into plots/run.png."""
-  (folder / "plots").mkdir(exist_ok=True)
-  name = folder.parent.name
-  draw_summary(folder / "plots" / "run.png", {f"{name}, {folder.name}": {name: [folder]}}, name)
-
-
-def draw_summary(
-  path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[pathlib.Path]]], weighted: str
-) -> None:
-  """Draws for every panel the accuracy curves of its methods and the weights of one of them.
-
-  Args:
-    path: the PNG to write.
-    panels: title -> method -> folders of its runs.
-    weighted: the method whose weights are shown, all seeds together.
-  """
-  figure, axes = _figure(2 * len(panels))
-  for i, (title, methods) in enumerate(panels.items()):
-    curves = {method: [_curve(folder) for folder in folders] for method, folders in methods.items()}
-    rw.plotting.accuracy_curves(axes[2 * i], curves)
-    axes[2 * i].set_title(title)
-    ledgers = [np.load(folder / "weights.npz") for folder in methods[weighted]]
-    is_noisy = np.concatenate([entries["is_noisy"] for entries in ledgers])
-    rw.plotting.weight_histogram(
-      axes[2 * i + 1],
-      np.concatenate([entries["mean_weight"] for entries in ledgers]),
-      is_noisy if is_noisy.any() else None,
-    )
-    axes[2 * i + 1].set_title(f"weights given by {weighted}, {len(ledgers)} seed(s)")
-  _save(figure, path)
-
-
-def _curve(folder: pathlib.Path) -> tuple[list[int], list[float]]:
-  rows = runlog.read_rows(folder / "metrics.jsonl")
-  return [row["step"] for row in rows], [row["test_accuracy"] for row in rows]
-
-
-def _figure(num_axes: int) -> tuple[Any, Any]:
-  # The object interface, not pyplot: no global state, no display needed.
-  from matplotlib.figure import Figure
-
-  num_rows = num_axes // 2
-  figure = Figure(figsize=(11, 4 * num_rows))
-  # Fixed margins: a layout engine would take longer than a short run.
-  figure.subplots_adjust(0.07, 0.14 / num_rows, 0.98, 1 - 0.1 / num_rows, 0.2, 0.35)
-  return figure, figure.subplots(num_rows, 2, squeeze=False).ravel()
-
-
-def _save(figure: Any, path: pathlib.Path) -> None:
-  figure.savefig(path, dpi=100)
+def time_line(summary: Mapping[str, Any]) -> str:
+  """How long the runs took and what share of it the host spent on picking batches."""
+  runs = [run for numbers in summary.values() for run in numbers["runs"]]
+  seconds, share = (
+    float(np.mean([run[name] for run in runs])) for name in ("seconds", "input_share")
+  )
+  return f"Mean time of a run {seconds:.0f} s, of it input {100 * share:.1f} %."
 
 
 def _number(metric: Any, scores: np.ndarray, positive: np.ndarray) -> float | None:

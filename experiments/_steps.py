@@ -1,7 +1,6 @@
-"""What the training loop calls: the step with its books, the evaluator, the finiteness check."""
+"""What the training loop calls: the step with its books, chunks of steps, several seeds at once."""
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +10,11 @@ import numpy as np
 import optax
 
 import reweight_jax as rw
-from experiments._task import Examples
 from reweight_jax import ledger, training
-from reweight_jax.types import Array, Batch, Params, PerExampleLoss, WeightingRule
+from reweight_jax.types import Array, Batch, Key, PerExampleLoss, WeightingRule
 
-EVAL_BATCH_SIZE = 500
+# Streams of a run's key beside those of the steps, which fold in numbers from 0 up.
+_AUGMENT_STREAM = 2**31
 
 
 class Tally(NamedTuple):
@@ -33,8 +32,37 @@ class Carry(NamedTuple):
   """Everything that decides the future of a run, apart from its phases and its data."""
 
   state: training.TrainState
+  averages: Any  # moving averages of params and model state; () if none are kept
   ledger: ledger.WeightLedger
   tally: Tally
+
+  def evaluated(self) -> tuple[Any, Any]:
+    """The params and model state that evaluations use: the averages if there are any."""
+    return self.averages or (self.state.params, self.state.model_state)
+
+
+class StepOptions(NamedTuple):
+  """What a step does beside weighting."""
+
+  route: str = "forward"
+  augment: str = "none"
+  flips: bool = True
+  ema_decay: float | None = None
+  precision: str = "highest"
+
+
+class LoopStep(NamedTuple):
+  """One body of the loop, compiled in the forms that the loop needs.
+
+  Each takes `(carry, inputs, labels, indices, meta_indices, keep_ledger=...)`: the data set's
+  `[examples, ...]` images, the run's `[examples]` labels, and positions in both, `[batch]` and
+  `[meta batch]` or None. `chunk` takes positions of a number of steps, with a leading axis; `many`
+  takes for several seeds carries, labels and positions with a leading axis. The carry is donated.
+  """
+
+  one: Callable[..., Carry]
+  chunk: Callable[..., Carry]
+  many: Callable[..., Carry]
 
 
 def empty_tally() -> Tally:
@@ -46,6 +74,7 @@ def empty_tally() -> Tally:
 
 def averages(tally: Tally) -> dict[str, float]:
   """What a row of the run log says of the steps since the last one."""
+  tally = jax.device_get(tally)
   steps = max(int(tally.steps), 1)
   return {
     "train_loss": float(tally.loss) / steps,
@@ -56,23 +85,32 @@ def averages(tally: Tally) -> dict[str, float]:
 
 
 def make_loop_step(
-  loss_fn: PerExampleLoss, rule: WeightingRule, tx: optax.GradientTransformation, route: str
-) -> Callable[..., Carry]:
-  """The jitted body of the loop: picks the batch on the device, steps, keeps the books."""
-  train_step = training.make_train_step(loss_fn, rule, tx, route=route)
+  loss_fn: PerExampleLoss,
+  meta_loss_fn: PerExampleLoss,
+  rule: WeightingRule,
+  tx: optax.GradientTransformation,
+  options: StepOptions,
+) -> LoopStep:
+  """The body of the loop: picks and augments the batch on the device, steps, keeps the books."""
+  train_step = training.make_train_step(
+    loss_fn, rule, tx, meta_loss_fn=meta_loss_fn, route=options.route
+  )
 
-  @functools.partial(jax.jit, donate_argnums=0, static_argnames="keep_ledger")
   def step(
     carry: Carry,
-    examples: Examples,
+    inputs: Array,
+    labels: Array,
     indices: Array,
-    meta: Examples | None,
-    meta_indices: Array,
+    meta_indices: Array | None,
     keep_ledger: bool,
   ) -> Carry:
-    batch = _pick(examples, indices)
-    meta_batch = None if meta is None else _pick(meta, meta_indices)
-    state, metrics = train_step(carry.state, batch, meta_batch)
+    key = jax.random.fold_in(carry.state.key, _AUGMENT_STREAM)
+    keys = jax.random.split(jax.random.fold_in(key, carry.state.step))
+    pick = functools.partial(_pick, inputs, labels, options)
+    batch = pick(indices, keys[0])
+    meta_batch = None if meta_indices is None else pick(meta_indices, keys[1])
+    with jax.default_matmul_precision(options.precision):
+      state, metrics = train_step(carry.state, batch, meta_batch)
     tally = carry.tally
     is_bad = ~jnp.isfinite(metrics.loss) & (tally.bad_step < 0)
     tally = Tally(
@@ -84,47 +122,43 @@ def make_loop_step(
       jnp.where(is_bad, state.step, tally.bad_step),
     )
     entries = ledger.record(carry.ledger, batch, metrics.weights) if keep_ledger else carry.ledger
-    return Carry(state, entries, tally)
+    return Carry(state, _moved(carry.averages, state, options.ema_decay), entries, tally)
 
-  return step
+  def chunk(
+    carry: Carry,
+    inputs: Array,
+    labels: Array,
+    indices: Array,
+    meta_indices: Array | None,
+    keep_ledger: bool,
+  ) -> Carry:
+    def body(carry: Carry, positions: tuple[Array, Array | None]) -> tuple[Carry, None]:
+      return step(carry, inputs, labels, *positions, keep_ledger), None
+
+    return jax.lax.scan(body, carry, (indices, meta_indices))[0]
+
+  def many(*arguments: Any, keep_ledger: bool) -> Carry:
+    run = functools.partial(chunk, keep_ledger=keep_ledger)
+    return jax.vmap(run, in_axes=(0, None, 0, 0, 0))(*arguments)
+
+  jit = functools.partial(jax.jit, donate_argnums=0, static_argnames="keep_ledger")
+  return LoopStep(jit(step), jit(chunk), jit(many))
 
 
-def is_finite(state: training.TrainState) -> bool:
+def is_finite(carry: Carry) -> bool:
   """Whether a run can go on from here: params, statistics and optimizer hold finite numbers."""
   # On the host: compiling the check would take longer than a short run.
+  state = carry.state
   leaves = jax.device_get(jax.tree.leaves((state.params, state.model_state, state.opt_state)))
-  return all(np.isfinite(leaf).all() for leaf in leaves)
+  return all(np.isfinite(leaf.astype(np.float32)).all() for leaf in leaves)
 
 
-def make_evaluator(eval_loss_fn: PerExampleLoss) -> Callable[[Params, Any, Batch], float]:
-  """Accuracy of params on a whole set, as `padded` makes it, in batches of one size."""
-
-  @jax.jit
-  def num_correct(params: Params, model_state: Any, batch: Batch) -> Array:
-    logits = eval_loss_fn(params, model_state, batch, None).logits
-    return jnp.sum((jnp.argmax(logits, -1) == batch.labels) & batch.mask)
-
-  def accuracy(params: Params, model_state: Any, examples: Batch) -> float:
-    size = min(EVAL_BATCH_SIZE, examples.mask.shape[0])
-    correct = 0.0
-    for start in range(0, examples.mask.shape[0], size):
-      part = jax.tree.map(operator.itemgetter(slice(start, start + size)), examples)
-      correct += float(num_correct(params, model_state, part))
-    return correct / float(jnp.sum(examples.mask))
-
-  return accuracy
+def _moved(averages: Any, state: training.TrainState, decay: float | None) -> Any:
+  if decay is None:
+    return averages
+  return optax.incremental_update((state.params, state.model_state), averages, 1 - decay)
 
 
-def padded(examples: Examples) -> Batch | None:
-  """A whole set as one batch on the device, padded to full evaluation batches; None if empty."""
-  size = len(examples.labels)
-  if size == 0:
-    return None
-  padding = -size % min(EVAL_BATCH_SIZE, size)
-  rows = np.concatenate([np.arange(size), np.zeros(padding, np.int64)])
-  inputs, labels = examples.inputs[rows], examples.labels[rows]
-  return rw.types.make_batch(inputs, labels, mask=jnp.arange(size + padding) < size)
-
-
-def _pick(examples: Examples, indices: Array) -> Batch:
-  return rw.types.make_batch(examples.inputs[indices], examples.labels[indices], indices=indices)
+def _pick(inputs: Array, labels: Array, options: StepOptions, indices: Array, key: Key) -> Batch:
+  picked = rw.augment.augment(inputs[indices], key, options.augment, flips=options.flips)
+  return rw.types.make_batch(picked, labels[indices], indices=indices)

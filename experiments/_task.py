@@ -4,72 +4,95 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments._config import Config
 from reweight_jax import data
 
 
-class Examples(NamedTuple):
-  """Inputs and labels on the host."""
-
-  inputs: np.ndarray  # [examples, height, width, channels] uint8
-  labels: np.ndarray  # [examples] int32
-
-
 class Task(NamedTuple):
-  """The four disjoint sets of one seed, with what only audits may know."""
+  """One seed's disjoint sets, as positions in the data set, and the labels that a run may see."""
 
-  train: Examples  # noisy labels
-  meta: Examples  # clean labels
-  validation: Examples  # noisy labels
-  test: Examples  # clean labels
-  train_ids: np.ndarray  # [train examples] int32, where each stood in the original data set
-  is_noisy: np.ndarray  # [train examples] bool
-  realized_rate: float
+  labels: np.ndarray  # [examples] int32: noisy in train and validation, clean in meta
+  train: np.ndarray  # positions, int32, sorted
+  meta: np.ndarray
+  validation: np.ndarray
+  is_noisy: np.ndarray  # [examples] bool, only audits may know
   num_classes: int
 
+  def positions(self, source: str) -> np.ndarray:
+    """The positions of "train" or "meta"."""
+    return self.train if source == "train" else self.meta
 
-def make_task(
-  dataset: data.Dataset,
-  *,
-  noise: str,
-  noise_rate: float,
-  meta_size: int,
-  validation_size: int,
-  seed: int,
-) -> Task:
-  """Splits a data set and corrupts the labels of its training and validation parts.
+  def class_counts(self, source: str) -> tuple[int, ...]:
+    """How often each class is among the labels of "train" or "meta"."""
+    labels = self.labels[self.positions(source)]
+    return tuple(np.bincount(labels, minlength=self.num_classes).tolist())
+
+
+def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
+  """Splits a data set, thins out classes and corrupts the labels of training and validation.
 
   Guarantees: train, meta and validation share no example, asserted by index; the clean meta set is
   stratified by the true class; all randomness comes from `seed`.
 
   Raises:
-    ValueError: if the sizes do not fit the data set, or noise or rate are out of range.
+    ValueError: if the sizes do not fit the data set, or it does not know the noise.
   """
   rng = np.random.default_rng(seed)
+  clean, num_classes = dataset.train_labels, dataset.num_classes
   split = data.split_indices(
-    dataset.train_labels,
-    dataset.num_classes,
-    meta_size=meta_size,
-    validation_size=validation_size,
+    clean,
+    num_classes,
+    meta_size=config.meta_size,
+    validation_size=config.validation_size,
     rng=rng,
   )
-
-  def corrupt(indices: np.ndarray) -> data.NoisyLabels:
-    # Equal generators: training and validation share the background class.
-    noise_rng = np.random.default_rng([seed, 1])
-    labels = dataset.train_labels[indices]
-    if not labels.size:
-      return data.NoisyLabels(labels, np.zeros(0, bool), 0.0)
-    return data.corrupt_labels(labels, dataset.num_classes, noise, noise_rate, noise_rng)
-
-  train, validation = corrupt(split.train), corrupt(split.validation)
-  inputs = dataset.train_inputs
+  if config.imbalance != "none":
+    split = split._replace(
+      train=_thinned(config, clean, split.train, num_classes, seed),
+      validation=_thinned(config, clean, split.validation, num_classes, seed),
+    )
+  labels = clean.astype(np.int32)
+  for part in (split.train, split.validation):
+    if part.size:
+      labels[part] = _noisy_labels(config, dataset, part, seed)
+  data.assert_disjoint(split)
   return Task(
-    train=Examples(inputs[split.train], train.labels),
-    meta=Examples(inputs[split.meta], dataset.train_labels[split.meta]),
-    validation=Examples(inputs[split.validation], validation.labels),
-    test=Examples(dataset.test_inputs, dataset.test_labels),
-    train_ids=dataset.train_ids[split.train],
-    is_noisy=train.is_noisy,
-    realized_rate=train.realized_rate,
-    num_classes=dataset.num_classes,
+    labels, split.train, split.meta, split.validation, labels != clean, dataset.num_classes
   )
+
+
+def _thinned(
+  config: Config, labels: np.ndarray, part: np.ndarray, num_classes: int, seed: int
+) -> np.ndarray:
+  if not part.size:
+    return part
+  kept = data.imbalanced_indices(
+    labels[part],
+    num_classes,
+    config.imbalance,
+    config.imbalance_ratio,
+    np.random.default_rng([seed, 2]),
+  )
+  return part[kept]
+
+
+def _noisy_labels(config: Config, dataset: data.Dataset, part: np.ndarray, seed: int) -> np.ndarray:
+  if config.noise.startswith(HUMAN):
+    kind = config.noise.removeprefix(HUMAN)
+    return data.human_labels(config.human_labels or "", kind, dataset)[part]
+  flips = None
+  if config.noise == "asymmetric":
+    flips = data.asymmetric_flips(dataset.name, dataset.class_names)
+  # Equal generators: training and validation share the background class.
+  return data.corrupt_labels(
+    dataset.train_labels[part],
+    dataset.num_classes,
+    config.noise,
+    config.rate_of_noise(),
+    np.random.default_rng([seed, 1]),
+    flips=flips,
+  ).labels
+
+
+HUMAN = "human:"
+"""What the names of human noise begin with; the rest names a vector of the file of labels."""

@@ -1,10 +1,19 @@
 """The workdir of a command: one setting, one folder a run, each with what it was made with."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Any
+
+try:
+  import fcntl
+except ImportError:  # Windows: no lock
+  fcntl = None  # type: ignore[assignment]
 
 import flax
 import jax
@@ -21,7 +30,8 @@ def path_of(config: Config) -> pathlib.Path:
   if config.workdir:
     return pathlib.Path(config.workdir)
   digest = hashlib.sha256(json.dumps(config.setting(), sort_keys=True).encode()).hexdigest()[:8]
-  return pathlib.Path("runs", f"{config.dataset}_{config.noise}_{config.noise_rate:g}_{digest}")
+  noise = f"{config.noise.replace(':', '_')}_{config.rate_of_noise():g}"
+  return pathlib.Path("runs", f"{pathlib.Path(config.dataset).stem}_{noise}_{digest}")
 
 
 def run_folder(config: Config, name: str, seed: int) -> pathlib.Path:
@@ -63,24 +73,52 @@ def check(config: Config) -> None:
       )
 
 
-def prepare(config: Config) -> None:
-  """Makes the folders of all runs, after `check`.
+@contextlib.contextmanager
+def prepared(config: Config) -> Iterator[None]:
+  """Makes the folders of all runs, and keeps other commands out of the workdir meanwhile.
 
   Raises:
-    UsageError: if the workdir does not fit or cannot be written.
+    UsageError: if the workdir does not fit, cannot be written, or another command is at work in it.
   """
   check(config)
-  try:
-    for name, folders in run_folders(config).items():
-      for seed, folder in zip(config.seeds, folders, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-          run = {"method": name, "seed": seed, "setting": config.setting(), "versions": versions()}
-          runlog.write_json(folder / "config.json", run)
-  except OSError as error:
-    raise UsageError(
-      f"--workdir: cannot write to {error.filename} ({error.strerror}); choose another --workdir"
-    ) from error
+  with contextlib.ExitStack() as stack:
+    try:
+      path_of(config).mkdir(parents=True, exist_ok=True)
+      stack.enter_context(_locked(path_of(config)))
+      for name, folders in run_folders(config).items():
+        for seed, folder in zip(config.seeds, folders, strict=True):
+          _make_folder(config, name, seed, folder)
+    except OSError as error:
+      raise UsageError(
+        f"--workdir: cannot write to {error.filename} ({error.strerror}); choose another --workdir"
+      ) from error
+    yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the workdir's lock, which ends with the process, however it ends."""
+  with open(workdir / ".lock", "a+", encoding="utf-8") as file:
+    if fcntl is not None:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        file.seek(0)
+        raise UsageError(
+          f"--workdir: {file.read().strip() or 'another process'} is at work in {workdir}; wait "
+          "for it to end, or choose another --workdir"
+        ) from error
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}")
+      file.flush()
+    yield
+
+
+def _make_folder(config: Config, name: str, seed: int, folder: pathlib.Path) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / "config.json").exists():
+    run = {"method": name, "seed": seed, "setting": config.setting(), "versions": versions()}
+    runlog.write_json(folder / "config.json", run)
 
 
 def versions() -> dict[str, str | None]:

@@ -14,7 +14,16 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _config, _errors, _phases, _progress, _report, _workdir, cifar_noisy
+from experiments import (
+  _check,
+  _errors,
+  _phases,
+  _pictures,
+  _progress,
+  _report,
+  _workdir,
+  cifar_noisy,
+)
 from experiments._config import Config
 
 METHODS = ("ce", "random", "clean_only", "finetune", "l2rw")
@@ -23,7 +32,7 @@ NOISES = (("pair", 0.45), ("symmetric", 0.4))
 
 def configs(workdir: str, seeds: tuple[int, ...] = (0, 1, 2), steps: int = 600) -> list[Config]:
   """One command for each kind of noise."""
-  base = Config(methods=METHODS, seeds=seeds, steps=steps, eval_every=20)
+  base = Config(methods=METHODS, seeds=seeds, steps=steps, eval_every=20, pictures=False)
   return [
     dataclasses.replace(
       base, noise=noise, noise_rate=rate, workdir=str(pathlib.Path(workdir, noise))
@@ -39,7 +48,7 @@ def run(commands: list[Config]) -> list[dict[str, Any]]:
     UsageError: before the first of them runs, if one of their workdirs does not fit.
   """
   for config in commands:
-    _config.check(config)
+    _check.check(config)
     _workdir.check(config)
   with _progress.Progress(sum(map(_phases.total_steps, commands))) as progress:
     return [cifar_noisy.run(config, progress) for config in commands]
@@ -85,7 +94,7 @@ def main(values: flags.FlagValues) -> None:
   workdir = pathlib.Path(values.workdir)
   commands = configs(str(workdir))
   summaries = run(commands)
-  names = [f"{config.noise} noise {100 * config.noise_rate:g} %" for config in commands]
+  names = [f"{config.noise} noise {100 * config.rate_of_noise():g} %" for config in commands]
   for name, summary in zip(names, summaries, strict=True):
     print(f"\ndigits, {name}, 20 clean examples\n")
     print(_report.markdown_table(summary))
@@ -95,7 +104,7 @@ def main(values: flags.FlagValues) -> None:
     f"digits, {name}": _workdir.run_folders(config)
     for name, config in zip(names, commands, strict=True)
   }
-  _report.draw_summary(workdir / "demo.png", panels, weighted="l2rw")
+  _pictures.draw_summary(workdir / "demo.png", panels, weighted="l2rw")
   print("Test accuracy in %, mean ± standard deviation over 3 seeds.")
   print(f"Picture: {workdir / 'demo.png'}")
 

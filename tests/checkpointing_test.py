@@ -2,10 +2,8 @@
 
 import pathlib
 import shutil
-import signal
 import tempfile
 from typing import NamedTuple
-from unittest import mock
 
 import chex
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from reweight_jax.checkpointing import Checkpoints
+from reweight_jax.checkpointing import CheckpointError, Checkpoints
 
 
 class Pair(NamedTuple):
@@ -57,25 +55,66 @@ class CheckpointsTest(parameterized.TestCase):
       for step in (1, 2, 10):
         checkpoints.save(step, {"step": jnp.int32(step)})
       checkpoints.save(10, {"step": jnp.int32(-1)})
+      checkpoints.wait()
       self.assertCountEqual([path.name for path in self.folder.iterdir()], ["2", "10"])
       self.assertEqual(checkpoints.restore(10, {"step": jnp.int32(0)})["step"], 10)
 
-  def test_interrupt_waits_for_the_save(self):
-    def save_slowly(*args, **kwargs):
-      signal.raise_signal(signal.SIGINT)
-      done.append("saved")
-
-    done = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    self.addCleanup(signal.signal, signal.SIGINT, before)
+  def test_the_best_stays_beside_the_newest(self):
+    with Checkpoints(self.folder, keep=1) as checkpoints:
+      for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.1), (6, None)):
+        checkpoints.save(step, {"step": jnp.int32(step)}, score=score)
+      self.assertEqual(checkpoints.best_step(), 4)  # the newer of two equals
+      self.assertEqual(checkpoints.steps(), [4, 6])
     with Checkpoints(self.folder) as checkpoints:
-      with (
-        mock.patch.object(checkpoints._manager, "save", save_slowly),
-        self.assertRaises(KeyboardInterrupt),
-      ):
-        checkpoints.save(1, {"step": jnp.int32(1)})
-      self.assertEqual(done, ["saved"])
-      self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+      self.assertEqual(checkpoints.best_step(), 4)
+
+  def test_without_scores_there_is_no_best(self):
+    with Checkpoints(self.folder) as checkpoints:
+      checkpoints.save(1, {"step": jnp.int32(1)})
+      self.assertIsNone(checkpoints.best_step())
+
+  def test_what_happens_to_the_tree_after_the_save_does_not_matter(self):
+    tree = {"array": np.ones(100_000), "donated": jnp.ones(100_000)}
+    with Checkpoints(self.folder) as checkpoints:
+      checkpoints.save(1, tree)
+      tree["array"][:] = 7
+      jax.jit(lambda x: x * 0, donate_argnums=0)(tree["donated"])
+      like = {name: jnp.zeros(100_000) for name in tree}
+      found = checkpoints.restore(1, like)
+    for leaf in found.values():
+      np.testing.assert_array_equal(leaf, np.ones(100_000))
+
+  def test_a_folder_that_takes_no_files_is_an_error_of_the_save(self):
+    for name in ("1", "2"):
+      (self.folder / name).mkdir(parents=True)
+    checkpoints = Checkpoints(self.folder)
+    shutil.rmtree(self.folder)
+    self.folder.touch()
+    with self.assertRaisesRegex(CheckpointError, f"cannot write a checkpoint to {self.folder}: "):
+      checkpoints.save(3, {"step": jnp.int32(1)})
+      checkpoints.close()
+
+  @parameterized.parameters("default", "metrics")
+  def test_damaged_ones_are_moved_aside_and_the_newest_readable_one_is_read(self, part):
+    with Checkpoints(self.folder, keep=3) as checkpoints:
+      for step in (1, 2, 3):
+        checkpoints.save(step, {"step": jnp.int32(step)}, score=step)
+    for step in (2, 3):
+      for path in (self.folder / str(step) / part).rglob("*"):
+        if path.is_file():
+          path.write_bytes(path.read_bytes()[:3])
+    with Checkpoints(self.folder) as checkpoints:
+      step, found = checkpoints.restore_latest(lambda step: {"step": jnp.int32(0)})
+      self.assertEqual((step, found["step"]), (1, 1))
+      places = [self.folder.parent / f"damaged_{step}" for step in (3, 2)]
+      self.assertEqual(checkpoints.damaged, places)
+      checkpoints.save(2, {"step": jnp.int32(5)})
+      self.assertEqual(checkpoints.restore(2, {"step": jnp.int32(0)})["step"], 5)
+      self.assertEqual(checkpoints.steps(), [1, 2])
+
+  def test_an_empty_folder_has_nothing_to_restore(self):
+    with Checkpoints(self.folder) as checkpoints:
+      self.assertIsNone(checkpoints.restore_latest(self.fail))
 
   def test_half_written_save_does_not_count(self):
     with Checkpoints(self.folder) as checkpoints:
@@ -89,6 +128,7 @@ class CheckpointsTest(parameterized.TestCase):
   def test_what_cannot_be_read_is_one_line_with_the_folder(self, how):
     with Checkpoints(self.folder) as checkpoints:
       checkpoints.save(4, {"step": jnp.int32(1)})
+      checkpoints.wait()
       like = {"step": jnp.int32(0)}
       if how == "damaged":
         shutil.rmtree(self.folder / "4" / "default")

@@ -1,4 +1,4 @@
-"""The command: bad flags are one line and write nothing; files, --rules, resume after SIGKILL."""
+"""The command: bad flags are one line and write nothing; what flags mean; files; --rules."""
 
 import contextlib
 import dataclasses
@@ -7,15 +7,10 @@ import hashlib
 import io
 import json
 import pathlib
-import random
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from unittest import mock
 
-import chex
 import jax
 import numpy as np
 import optax
@@ -23,16 +18,26 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
-from experiments import _config, _errors, _methods, _model, _phases, _run, _task, cifar_noisy
-from reweight_jax import checkpointing, data, runlog
+from experiments import (
+  _check,
+  _config,
+  _errors,
+  _flags,
+  _methods,
+  _model,
+  _phases,
+  _task,
+  _workdir,
+  cifar_noisy,
+)
+from reweight_jax import data, runlog
 
-_ROOT = pathlib.Path(__file__).parent.parent
 _TINY = ("--steps=4", "--eval_every=2", "--checkpoint_every=2")
 
 
 def _parse(*argv):
   values = flags.FlagValues()
-  cifar_noisy.define_flags(values)
+  _flags.define_flags(values)
   _errors.parse_flags(values, ("cifar_noisy", *argv))
   return values
 
@@ -46,14 +51,6 @@ def _command(*argv):
     except SystemExit as stop:
       status = stop.code
   return status, stdout.getvalue(), stderr.getvalue()
-
-
-def _start(*argv):
-  """Starts a command line as a process of its own."""
-  command = [sys.executable, "-m", "experiments.cifar_noisy", *argv]
-  return subprocess.Popen(
-    command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
 
 
 def _digests(root):
@@ -80,7 +77,10 @@ class CommandTestCase(parameterized.TestCase):
 
 class BadFlagsTest(CommandTestCase):
   @parameterized.parameters(
-    ("--dataset: expected one of digits, .*cifar10; got 'svhn'", "--dataset=svhn"),
+    (
+      "--dataset: expected one of digits, .*cifar100, a file FILE.npz; got 'svhn'",
+      "--dataset=svhn",
+    ),
     ("--method: expected one of ce, .*l2rw; got 'mwn'", "--method=ce,mwn"),
     ("--noise: expected one of none, .*; got 'pairs'", "--noise=pairs"),
     ("--model: expected one of mlp, .*; got 'vgg'", "--model=vgg"),
@@ -91,7 +91,31 @@ class BadFlagsTest(CommandTestCase):
     (r"--noise_rate: expected a number in \[0, 1\), got 1.0", "--noise_rate=1"),
     (r"--noise_rate: expected a number in \[0, 1\), got -0.1", "--noise_rate=-0.1"),
     (r"--noise_rate: expected a number in \[0, 1\), got nan", "--noise_rate=nan"),
-    ("--noise=none goes with --noise_rate=0, got 0.2", "--noise=none", "--noise_rate=0.2"),
+    ("--noise=none goes with --noise_rate=0 .*got 0.2", "--noise=none", "--noise_rate=0.2"),
+    ("--noise=human:worse goes with", "--noise=human:worse", "--noise_rate=0.2"),
+    ("--human_labels: expected the NPZ file that holds worse_label", "--noise=human:worse_label"),
+    ("--human_labels goes with a --noise such as human:", "--human_labels=labels.npz"),
+    ("labels.npz", "--noise=human:worse", "--human_labels=labels.npz"),
+    ("asymmetric.*digits|digits.*asymmetric", "--noise=asymmetric"),
+    ("--imbalance: expected one of none, .*got 'log'", "--imbalance=log"),
+    ("--imbalance_ratio: .* got 1 with --imbalance=step", "--imbalance=step"),
+    ("--imbalance_ratio: .* got 10 with --imbalance=none", "--imbalance_ratio=10"),
+    ("--imbalance_ratio: expected a number at least 1, got 0.5", "--imbalance_ratio=0.5"),
+    ("--protocol: expected one of background, uniform, quick; got 'slow'", "--protocol=slow"),
+    ("--augment: expected one of none, .*got 'auto'", "--augment=auto"),
+    ("--dtype: expected one of float32, .*got 'float16'", "--dtype=float16"),
+    ("--precision: expected one of default, .*got 'low'", "--precision=low"),
+    ("--schedule: expected one of constant, .*got 'linear'", "--schedule=linear"),
+    ("--decay_at: expected increasing shares .*got 0.7,0.5", "--decay_at=0.7,0.5"),
+    ("--decay_at: expected increasing shares .*got 0.5,1.0", "--decay_at=0.5,1"),
+    ("--decay_at: expected numbers .*got 'half'", "--decay_at=half"),
+    ("--label_smoothing: .*got 1.0", "--label_smoothing=1"),
+    ("--mixup: .*got -1.0", "--mixup=-1"),
+    ("--ema_decay: .*got 1.0", "--ema_decay=1"),
+    ("--parallel_seeds: .*got 0", "--parallel_seeds=0"),
+    ("--chunk_steps: .*got 0", "--chunk_steps=0"),
+    ("--keep: .*got 0", "--keep=0"),
+    ("no-such.npz", "--dataset=no-such.npz"),
     ("--meta_size: .*got 0", "--meta_size=0"),
     ("meta_size.* 1300 examples.*Lower", "--meta_size=1300"),
     ("a meta set of 1290 needs .*Lower meta_size", "--meta_size=1290", "--validation_size=0"),
@@ -172,21 +196,52 @@ class BadFlagsTest(CommandTestCase):
       with self.assertRaises(ValueError):
         _methods.compose(tuple(_methods.RULES), options, (1, 1), 0)
       with self.assertRaisesRegex(_errors.UsageError, f"--{name}: "):
-        _config.check(_config.Config(methods=("ce",), rule_options=options))
+        _check.check(_config.Config(methods=("ce",), rule_options=options))
 
 
 class FlagsTest(parameterized.TestCase):
   def test_defaults_are_those_of_the_configuration(self):
-    config = cifar_noisy.config_of(_parse())
+    config = _flags.config_of(_parse())
     self.assertEqual(config, _config.Config(methods=("ce", "l2rw")))
-    _config.check(config)
+    _check.check(config)
 
   def test_values_arrive(self):
-    config = cifar_noisy.config_of(
+    config = _flags.config_of(
       _parse("--seeds=3, 1", "--rules=focal,clip", "--focal_gamma=0.5", "--noise=none")
     )
     self.assertEqual((config.seeds, config.rules, config.methods), ((3, 1), ("focal", "clip"), ()))
-    self.assertEqual((config.rule_options.focal_gamma, config.noise_rate), (0.5, 0.0))
+    self.assertEqual((config.rule_options.focal_gamma, config.rate_of_noise()), (0.5, 0.0))
+
+  def test_a_protocol_gives_values_and_flags_beside_it_win(self):
+    config = _flags.config_of(_parse("--protocol=background", "--method=ce,random,l2rw"))
+    self.assertEqual(
+      (config.dataset, config.noise, config.noise_rate), ("cifar10", "background", 0.4)
+    )
+    self.assertEqual((config.batch_size, config.num_meta(), config.meta_size), (100, 100, 100))
+    self.assertEqual((config.momentum, config.weight_decay, config.rate()), (0.9, 2e-4, 0.1))
+    rates = _rates_of(config)
+    for step, rate in ((0, 0.1), (39_999, 0.1), (40_001, 0.01), (59_999, 0.01), (79_999, 0.001)):
+      self.assertAlmostEqual(float(rates(step)), rate, places=7)
+    uniform = _flags.config_of(_parse("--protocol=uniform", "--noise_rate=0.2", "--steps=60"))
+    self.assertEqual(
+      (uniform.noise, uniform.noise_rate, uniform.meta_size), ("symmetric", 0.2, 1000)
+    )
+    for step, rate in ((39, 0.1), (41, 0.01), (49, 0.01), (51, 0.001)):
+      self.assertAlmostEqual(float(_rates_of(uniform)(step)), rate, places=7)
+    hundred = _flags.config_of(_parse("--protocol=background", "--dataset=cifar100"))
+    self.assertEqual(hundred.meta_size, 1000)
+    for name in _config.PROTOCOLS:
+      _check.check(_flags.config_of(_parse(f"--protocol={name}")))
+
+  def test_epochs_replace_the_steps_of_a_protocol(self):
+    config = _flags.config_of(_parse("--protocol=background", "--epochs=2"))
+    self.assertEqual(config.num_steps(44_900), 2 * 449)
+
+  def test_cosine_ends_at_zero(self):
+    config = _flags.config_of(_parse("--schedule=cosine", "--steps=100", "--learning_rate=0.2"))
+    rates = _rates_of(config)
+    found = [float(rates(step)) for step in (0, 50, 100)]
+    np.testing.assert_allclose(found, [0.2, 0.1, 0], atol=1e-7)
 
   def test_setting_names_what_was_left_to_the_default(self):
     default = _config.Config(methods=("ce",))
@@ -197,7 +252,18 @@ class FlagsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (_errors.RunError("a\nb"), 1, "a b"),
-    (OSError(28, "No space left on device", "/x"), 1, "[Errno 28] No space left on device: '/x'"),
+    (
+      OSError(28, "No space left on device", "/x"),
+      1,
+      "no space left to write /x; free some, then the same command goes on from the last "
+      "checkpoint",
+    ),
+    (FileNotFoundError(2, "No such file", "/x"), 1, "/x vanished during the run (No such file)"),
+    (
+      _errors.StoppedError(signal.SIGTERM, "at step 3 of /x"),
+      143,
+      "stopped by SIGTERM at step 3 of /x; the state is saved, the same command goes on from there",
+    ),
     (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
     (ImportError("install it"), 2, "install it"),
   )
@@ -247,9 +313,11 @@ class WorkdirTest(CommandTestCase):
         self.assert_refused("seed_0/config.json, which is missing or damaged; choose", *_TINY)
 
   def assert_layout(self, folder, method, seed):
-    names = ["checkpoints", "config.json", "metrics.jsonl", "plots", "weights.npz"]
+    names = ["checkpoints", "config.json", "metrics.jsonl", "plots", "predictions.npz"]
+    names += ["weights.npz", "windows"]
     self.assertEqual(sorted(path.name for path in folder.iterdir()), names)
-    self.assertEqual((folder / "plots" / "run.png").read_bytes()[1:4], b"PNG")
+    for picture in ("run", "confusion", "images"):
+      self.assertEqual((folder / "plots" / f"{picture}.png").read_bytes()[1:4], b"PNG")
     config = json.loads((folder / "config.json").read_text())
     self.assertEqual((config["method"], config["seed"]), (method, seed))
     self.assertEqual(config["versions"]["jax"], jax.__version__)
@@ -258,8 +326,17 @@ class WorkdirTest(CommandTestCase):
     with np.load(folder / "weights.npz") as entries:
       self.assertEqual({name: entries[name].shape for name in entries}, dict.fromkeys(
         ("index", "given_label", "is_noisy", "mean_weight", "last_weight"), (1080,)))  # fmt: skip
-      np.testing.assert_array_equal(entries["index"], task.train_ids)
-      np.testing.assert_array_equal(entries["given_label"], task.train.labels)
+      np.testing.assert_array_equal(entries["index"], data.load("digits").train_ids[task.train])
+      np.testing.assert_array_equal(entries["given_label"], task.labels[task.train])
+
+  def test_a_second_command_on_the_workdir_is_refused_while_the_first_is_at_work(self):
+    config = dataclasses.replace(_config.Config(methods=("ce",)), workdir=str(self.workdir))
+    with _workdir.prepared(config):
+      before = _digests(self.workdir)
+      self.assert_refused(r"--workdir: process \d+ on .* is at work in .*; wait", "--method=ce")
+      self.assertEqual(_digests(self.workdir), before)
+    with _workdir.prepared(config):
+      pass
 
   def test_diverging_run_fails_with_the_step_and_status_1(self):
     argv = ("--method=ce", "--learning_rate=1e38", *_TINY)
@@ -268,11 +345,12 @@ class WorkdirTest(CommandTestCase):
 
 class RulesTest(parameterized.TestCase):
   def test_rules_are_the_chain_in_the_order_given(self):
-    config = cifar_noisy.config_of(_parse("--rules=class_balanced,focal,normalize"))
+    config = _flags.config_of(_parse("--rules=class_balanced,focal,normalize"))
     self.assertEqual(config.run_names(), ("class_balanced+focal+normalize",))
     task = _make_task(0)
-    (phase,) = _phases.make_phases(config, print, config.run_names()[0], task, 0)
-    counts = np.bincount(task.train.labels).tolist()
+    model = _model.make_model("mlp", 10, None)
+    (phase,) = _phases.make_phases(config, model, config.run_names()[0], task, 0)
+    counts = np.bincount(task.labels[task.train]).tolist()
     expected = optax.chain(
       rw.rules.class_balanced(counts, 0.999), rw.rules.focal(2.0), rw.rules.normalize("mean")
     )
@@ -292,104 +370,19 @@ class RulesTest(parameterized.TestCase):
     self.assertAlmostEqual(float(found.sum()), 5, places=5)
 
   def test_rule_that_needs_the_meta_batch_gets_it(self):
-    config = cifar_noisy.config_of(_parse("--rules=align,rectify,normalize", *_TINY))
+    config = _flags.config_of(_parse("--rules=align,rectify,normalize", *_TINY))
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
       summary = cifar_noisy.run(dataclasses.replace(config, workdir=root))
     self.assertGreater(summary["align+rectify+normalize"]["zero_weight_share"]["mean"], 0)
 
 
-class ProcessTest(CommandTestCase):
-  """Real processes; three at a time."""
-
-  def setUp(self):
-    super().setUp()
-    # Processes inherit an ignored Ctrl-C, as of a test run in the background, but not a handler.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    self.addCleanup(signal.signal, signal.SIGINT, before)
-
-  def test_killed_runs_end_bit_for_bit_as_undisturbed_ones(self):
-    argv = (
-      *("--method=finetune", "--steps=60", "--finetune_steps=40", "--batch_size=50"),
-      *("--eval_every=15", "--checkpoint_every=10", "--momentum=0.9"),
-    )
-    start = lambda name: _start(f"--workdir={self.root / name}", *argv)
-    undisturbed, killed, interrupted = start("whole"), start("killed"), start("interrupted")
-    seconds = random.uniform(0, 1)  # any moment will do
-    self.stop(killed, signal.SIGKILL, "killed", seconds)
-    again = start("killed")
-    with self.subTest("Ctrl-C is one line and status 130"):
-      stderr = self.stop(interrupted, signal.SIGINT, "interrupted", 0)
-      self.assertRegex(stderr, "^error: interrupted; the same command goes on .*\n$")
-      self.assertEqual(interrupted.returncode, 130)
-    for process in (undisturbed, again):
-      stderr = process.communicate()[1]
-      self.assertEqual(process.returncode, 0, stderr)
-      self.assertRegex(stderr, r"\A(pair 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
-    with self.subTest(f"killed {seconds} s after the first checkpoint"):
-      self.assert_same_files("killed", "whole", argv)
-
-  def checkpoints(self, name):
-    folder = self.root / name / "finetune" / "seed_0" / "checkpoints"
-    return [path for path in folder.glob("*") if path.name.isdecimal()]
-
-  def stop(self, process, how, name, seconds):
-    """Sends a signal some time after the first checkpoint is there; returns stderr."""
-    while process.poll() is None and not self.checkpoints(name):
-      time.sleep(0.01)
-    time.sleep(seconds)
-    process.send_signal(how)
-    return process.communicate()[1]
-
-  def assert_same_files(self, name, other, argv):
-    config = cifar_noisy.config_of(_parse(*argv))
-    model, task = _model.make_model("mlp", 10, None), _make_task(0)
-    phases = _phases.make_phases(config, model.loss_fn, "finetune", task, 0)
-    params, model_state = model.init(jax.random.key(0), task.train.inputs[:2])
-    schedule = _run.Schedule(50, 20, 15, 10)
-    like = _run._begin(phases, 100, params, model_state, task, schedule, 0)
-    found = []
-    for folder in (self.root / name, self.root / other):
-      folder = folder / "finetune" / "seed_0"
-      with checkpointing.Checkpoints(folder / "checkpoints") as checkpoints:
-        carry = checkpoints.restore(100, like)
-      rows = runlog.read_rows(folder / "metrics.jsonl")
-      with np.load(folder / "weights.npz") as entries:
-        weights = dict(entries)
-      found.append(
-        (
-          carry._replace(state=carry.state._replace(key=jax.random.key_data(carry.state.key))),
-          weights,
-          [row | {"seconds": None} for row in rows],
-        )
-      )
-    chex.assert_trees_all_equal(found[0][:2], found[1][:2])
-    self.assertEqual(found[0][2], found[1][2])
-
-  def test_help_shows_our_flags_and_a_bad_flag_is_one_line(self):
-    process, bad = _start("--help"), _start("--metod=ce", f"--workdir={self.workdir}")
-    stdout, stderr = bad.communicate()
-    self.assertEqual((bad.returncode, stdout), (2, ""))
-    self.assertEqual(stderr, "error: --metod: no such flag; --help lists the flags\n")
-    self.assertFalse(self.workdir.exists())
-    stdout, stderr = process.communicate()
-    self.assertIn(process.returncode, (0, 1))
-    self.assertEqual(stderr, "")
-    self.assertStartsWith(stdout, "Does example weighting help")
-    for flag in _parse().flag_values_dict():
-      self.assertIn(f"--{flag}: ", stdout)
-    self.assertNotIn("--run_with_pdb", stdout)
-
-
 @functools.cache
 def _make_task(seed):
-  return _task.make_task(
-    data.load("digits"),
-    noise="pair",
-    noise_rate=0.45,
-    meta_size=20,
-    validation_size=200,
-    seed=seed,
-  )
+  return _task.make_task(_config.Config(), data.load("digits"), seed)
+
+
+def _rates_of(config):
+  return _phases.make_rates(config.rate(), config.schedule, config.decay_at, config.num_steps(0))
 
 
 if __name__ == "__main__":

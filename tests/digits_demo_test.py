@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import _config, _report, digits_demo
+from experiments import _check, _report, digits_demo
 from experiments._errors import UsageError
 from reweight_jax import runlog
 
@@ -32,6 +32,7 @@ def _write_run(folder, rows, is_noisy, mean_weight):
   books = {"effective_sample_size": 4.0, "zero_weight_share": 0.25, "all_zero_batches": 1}
   for number, (validation, test) in enumerate(rows, start=1):
     row = {"step": 10 * number, "validation_accuracy": validation, "test_accuracy": test}
+    row |= {"seconds": 20.0 * number, "input_seconds": 5.0 * number}
     runlog.append_row(folder / "metrics.jsonl", row | books)
   weights = {"is_noisy": np.array(is_noisy), "mean_weight": np.array(mean_weight)}
   runlog.write_npz(folder / "weights.npz", weights)
@@ -68,8 +69,8 @@ class DemoTest(parameterized.TestCase):
 
   def test_commands_are_valid_and_differ_in_noise_alone(self):
     pair, symmetric = digits_demo.configs("x")
-    _config.check(pair)
-    _config.check(symmetric)
+    _check.check(pair)
+    _check.check(symmetric)
     self.assertEqual((pair.noise, pair.noise_rate, pair.seeds), ("pair", 0.45, (0, 1, 2)))
     same = {name for name, value in vars(pair).items() if vars(symmetric)[name] == value}
     self.assertEqual(vars(pair).keys() - same, {"noise", "noise_rate", "workdir"})

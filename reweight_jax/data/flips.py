@@ -79,7 +79,7 @@ def asymmetric_flips(name: str, class_names: Sequence[str]) -> dict[int, int]:
 
 
 def _cifar100() -> dict[str, str]:
-  flips = {}
+  flips: dict[str, str] = {}
   for line in _SUPER_CLASSES.split("\n"):
     members = line.split()
     flips |= dict(zip(members, members[1:] + members[:1], strict=True))

@@ -1,6 +1,15 @@
-"""Pictures of weights and of training, drawn into axes that the caller owns."""
+"""Pictures of weights and of training, drawn into axes or figures that the caller owns."""
 
 from reweight_jax.plotting.curves import accuracy_curves
-from reweight_jax.plotting.weights import weight_histogram
+from reweight_jax.plotting.gallery import weight_gallery
+from reweight_jax.plotting.roc import confusion_matrix, weight_roc
+from reweight_jax.plotting.weights import weight_histogram, weight_histograms
 
-__all__ = ["accuracy_curves", "weight_histogram"]
+__all__ = [
+  "accuracy_curves",
+  "confusion_matrix",
+  "weight_gallery",
+  "weight_histogram",
+  "weight_histograms",
+  "weight_roc",
+]

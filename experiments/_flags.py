@@ -1,0 +1,144 @@
+"""The flags of an experiment's command, and the configuration that they ask for."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import flags
+
+import reweight_jax as rw
+from experiments import _check, _methods
+from experiments._config import PROTOCOLS, Config, with_protocol
+from experiments._errors import UsageError
+from reweight_jax import data
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """The flags; one that is not given takes the protocol's value, else the default of `Config`."""
+  default, options = Config(), Config().rule_options
+  words = lambda known: f"one of {', '.join(known)}"
+  text, whole, number = (
+    functools.partial(_define, values, define)
+    for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
+  )
+  text("protocol", f"a setting by name, {words(PROTOCOLS)}; flags beside it win")
+  text("dataset", f"{words(data.DATASETS)}, or a file FILE.npz", default.dataset)
+  text("data_dir", "folder of tensorflow-datasets; default $TFDS_DATA_DIR")
+  text("method", f"list of {', '.join(_methods.METHODS)}; default ce,l2rw")
+  text("rules", f"instead of --method, a chain of {', '.join(_methods.RULES)}")
+  text("seeds", "list of whole numbers, one run each", 0)
+  text("noise", f"{words(data.NOISES)}, or human:KIND", default.noise)
+  number("noise_rate", "share of the labels to corrupt, in [0, 1); default 0.45")
+  text("human_labels", "NPZ file of label vectors by original number, for human:KIND")
+  text("imbalance", f"of training and validation, {words(data.IMBALANCES)}", default.imbalance)
+  number("imbalance_ratio", "largest class to smallest, at least 1", default.imbalance_ratio)
+  whole("meta_size", "clean examples, stratified by class", default.meta_size)
+  whole("validation_size", "noisy examples for selection", default.validation_size)
+  text("augment", f"{words(rw.augment.AUGMENTS)}; default paper for CIFAR, else none")
+  text("model", f"{words(rw.models.MODELS)}; default by data set")
+  text("norm", f"{words(rw.models.NORMS)}; default the model's own")
+  text("dtype", f"of hidden layers, {words(_check.DTYPES)}", default.dtype)
+  text("precision", f"of float32 products, {words(_check.PRECISIONS)}", default.precision)
+  whole("batch_size", "training examples a step", default.batch_size)
+  whole("meta_batch_size", "clean examples a step; default 20, or all of fewer")
+  whole("steps", "steps of a run; default 600")
+  number("epochs", "instead of --steps, passes over the training set")
+  whole("finetune_steps", "steps on the clean set after ce", default.finetune_steps)
+  number("learning_rate", "of SGD, a tenth of it fine-tunes; default by model, 0.1 for most")
+  text("schedule", f"of the learning rate, {words(_check.SCHEDULES)}", default.schedule)
+  text("decay_at", "shares of the run where schedule step takes a tenth", "0.5,0.75")
+  number("momentum", "of SGD", default.momentum)
+  number("weight_decay", "L2 penalty's factor, on kernels alone", default.weight_decay)
+  number("label_smoothing", "share of the label spread over all classes", default.label_smoothing)
+  number("mixup", "alpha of mixup; 0 is none", default.mixup)
+  number("ema_decay", "evaluate a moving average of the params; default none")
+  text("route", f"to the meta-gradient, {words(rw.meta.ROUTES)}", default.route)
+  whole("eval_every", "steps between evaluations", default.eval_every)
+  whole("checkpoint_every", "steps between checkpoints", default.checkpoint_every)
+  whole("keep", "newest checkpoints kept, beside the best one", default.keep)
+  whole("chunk_steps", "steps in one program; default 1 on CPU, 100 elsewhere")
+  whole("parallel_seeds", "seeds side by side; default 1 on CPU, elsewhere as many as fit")
+  text("workdir", "folder of the results; default runs/SETTING")
+  text("compilation_cache", "folder of compiled programs, or none", "~/.cache/reweight_jax")
+  number("focal_gamma", "exponent of the rule focal", options.focal_gamma)
+  number("class_balanced_beta", "of class_balanced", options.class_balanced_beta)
+  number("clip_max_weight", "largest weight of the rule clip", options.clip_max_weight)
+  number("mix_share", "uniform share of mix_with_uniform", options.mix_share)
+  number("normalize_decay", "moving average of normalize; default each batch")
+  flags.DEFINE_bool("pictures", True, "draw each run's plots", flag_values=values)
+  flags.DEFINE_bool(
+    "deterministic", False, "bit for bit the same on a GPU, slower", flag_values=values
+  )
+
+
+def config_of(values: flags.FlagValues) -> Config:
+  """The configuration that the flags ask for."""
+  given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
+  if "protocol" in given:
+    _check.check_protocol(given["protocol"])
+  if not {"method", "rules"} & given.keys():
+    given["method"] = "ce,l2rw"
+  if "method" in given:
+    given["methods"] = _split(given["method"])
+  for name, kind, example in (("rules", str, ""), ("seeds", int, "0,1"), ("decay_at", float, ".5")):
+    if name in given:
+      given[name] = tuple(_parsed(name, part, kind, example) for part in _split(given[name]))
+  if "epochs" in given and "steps" not in given:
+    given["steps"] = None  # the protocol's steps give way
+  given = with_protocol(given.get("protocol"), given)
+  given["rule_options"] = _methods.RuleOptions(**_fields_of(_methods.RuleOptions, given))
+  return Config(**_fields_of(Config, given))
+
+
+def apply_process_flags(values: flags.FlagValues) -> None:
+  """Sets up JAX for the process: the cache of compiled programs, deterministic operations.
+
+  Must be called before JAX has started a backend.
+  """
+  if values.deterministic:
+    flag = "--xla_gpu_deterministic_ops=true"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+  folder = values.compilation_cache or "~/.cache/reweight_jax"
+  if folder == "none" or jax.config.values["jax_compilation_cache_dir"]:
+    return
+  place = pathlib.Path(folder).expanduser()
+  try:
+    place.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    if values.compilation_cache:
+      raise UsageError(
+        f"--compilation_cache: cannot write to {place} ({error.strerror}); "
+        "give another folder, or none"
+      ) from error
+    return  # a home that cannot be written to is no reason not to train
+  jax.config.update("jax_compilation_cache_dir", str(place))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _define(
+  values: flags.FlagValues, define: Any, name: str, help_text: str, default: Any = None
+) -> None:
+  # Without a value of its own a flag can tell whether it was given.
+  shown = "" if default is None else f"; default {default}"
+  define(name, None, help_text + shown, flag_values=values)
+
+
+def _fields_of(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+  names = {field.name for field in dataclasses.fields(kind)}
+  return {name: value for name, value in given.items() if name in names}
+
+
+def _split(text: str) -> tuple[str, ...]:
+  return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _parsed(flag: str, text: str, kind: Any, example: str) -> Any:
+  try:
+    return kind(text)
+  except ValueError as error:
+    kinds = "whole numbers" if kind is int else "numbers"
+    raise UsageError(f"--{flag}: expected {kinds} such as {example}; got {text!r}") from error

@@ -1,0 +1,117 @@
+"""The pictures of finished runs, drawn from their files."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import reweight_jax as rw
+from reweight_jax import data, runlog
+
+
+def write_run_plots(folder: pathlib.Path, dataset: data.Dataset) -> None:
+  """Draws a run's plots/: its course and weights, its confusions, its best and worst images."""
+  place, name = folder / "plots", f"{folder.parent.name}, {folder.name}"
+  place.mkdir(exist_ok=True)
+  weights = _read(folder / "weights.npz")
+  is_noisy = weights["is_noisy"] if weights["is_noisy"].any() else None
+
+  figure = _figure(6.5, 5.5)
+  predictions = _read(folder / "predictions.npz")["test_prediction"]
+  axes = figure.subplots()
+  rw.plotting.confusion_matrix(axes, dataset.test_labels, predictions, dataset.class_names)
+  _save(figure, place / "confusion.png", f"{name}: test set at the last step")
+
+  if np.isfinite(weights["mean_weight"]).any():
+    # The index is the example's original number; its place in memory is another.
+    places = np.argsort(dataset.train_ids)
+    rows = places[np.searchsorted(dataset.train_ids, weights["index"], sorter=places)]
+    figure = _figure(9, 1.05 * min(len(dataset.class_names), 10) + 0.8)
+    rw.plotting.weight_gallery(
+      figure.subplots(),
+      dataset.train_inputs[rows],
+      weights["given_label"],
+      weights["mean_weight"],
+      dataset.class_names,
+      is_noisy=is_noisy,
+      true_labels=dataset.train_labels[rows],
+    )
+    _save(figure, place / "images.png", None)
+
+  # Last: it says that the others are there.
+  figure = _figure(12, 9)
+  axes = figure.subplots(2, 2).ravel()
+  rw.plotting.accuracy_curves(axes[0], {name: [_curve(folder)]})
+  rw.plotting.weight_histogram(axes[1], weights["mean_weight"], is_noisy)
+  rw.plotting.weight_histograms(axes[2], _windows(folder), is_noisy)
+  if is_noisy is None:
+    axes[3].set_axis_off()
+  else:
+    curves = {"mean weight": (weights["mean_weight"], is_noisy)}
+    rw.plotting.weight_roc(axes[3], curves)
+  _save(figure, place / "run.png", name)
+
+
+def draw_summary(
+  path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[pathlib.Path]]], weighted: str
+) -> None:
+  """Draws for every panel the accuracy curves of its methods and the weights of one of them.
+
+  Args:
+    path: the PNG to write.
+    panels: title -> method -> folders of its runs.
+    weighted: the method whose weights are shown, all seeds together.
+  """
+  figure = _figure(11, 4 * len(panels))
+  axes = figure.subplots(len(panels), 2, squeeze=False).ravel()
+  for i, (title, methods) in enumerate(panels.items()):
+    curves = {method: [_curve(folder) for folder in folders] for method, folders in methods.items()}
+    rw.plotting.accuracy_curves(axes[2 * i], curves)
+    axes[2 * i].set_title(title)
+    ledgers = [_read(folder / "weights.npz") for folder in methods[weighted]]
+    is_noisy = np.concatenate([entries["is_noisy"] for entries in ledgers])
+    rw.plotting.weight_histogram(
+      axes[2 * i + 1],
+      np.concatenate([entries["mean_weight"] for entries in ledgers]),
+      is_noisy if is_noisy.any() else None,
+    )
+    axes[2 * i + 1].set_title(f"weights given by {weighted}, {len(ledgers)} seed(s)")
+  _save(figure, path, None)
+
+
+def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
+  """Mean weights between the times at which the ledger was written down."""
+  windows, before, last = [], None, 0
+  for path in sorted((folder / "windows").glob("step_*.npz")):
+    entries, step = _read(path), int(path.stem.removeprefix("step_"))
+    total, times = entries["total_weight"], entries["times_seen"]
+    if before is not None:
+      total, times = total - before["total_weight"], times - before["times_seen"]
+    seen = np.where(times > 0, times, 1)
+    windows.append((f"{last + 1} to {step}", np.where(times > 0, total / seen, np.nan)))
+    before, last = entries, step
+  return windows
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path) as arrays:
+    return dict(arrays)
+
+
+def _curve(folder: pathlib.Path) -> tuple[list[int], list[float]]:
+  rows = runlog.read_rows(folder / "metrics.jsonl")
+  return [row["step"] for row in rows], [row["test_accuracy"] for row in rows]
+
+
+def _figure(width: float, height: float) -> Any:
+  # The object interface, not pyplot: no global state, no display needed.
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: pathlib.Path, title: str | None) -> None:
+  if title:
+    figure.suptitle(title)
+  figure.savefig(path, dpi=100)

@@ -1,0 +1,74 @@
+"""Checks that take minutes, run by `make long`: twenty kills, and ResNet-20 on CIFAR-10."""
+
+import os
+import pathlib
+import random
+import signal
+import time
+
+import jax
+from absl.testing import absltest
+
+from experiments import _flags, cifar_noisy
+from tests import processes
+
+
+class KillsTest(processes.ProcessTestCase):
+  """A run of 3000 steps, so that it lives long enough to be killed twenty times."""
+
+  TOTAL = 3000
+  ARGV = (
+    *("--method=finetune", "--steps=2000", "--finetune_steps=1000", "--batch_size=50"),
+    *("--eval_every=100", "--checkpoint_every=50", "--momentum=0.9", "--nopictures"),
+  )
+
+  def test_killed_twenty_times_at_random_moments_it_ends_as_undisturbed(self):
+    whole = self.start("whole")
+    self.assertEqual(whole.wait(), 0)
+    kills = 0
+    while kills < 20:
+      before = self.newest("killed")
+      process = self.start("killed")
+      # Each life gets at least one checkpoint further, so that the kills spread over the run.
+      while process.poll() is None and self.newest("killed") <= before:
+        time.sleep(0.005)
+      time.sleep(random.uniform(0, 0.1))
+      if process.poll() is not None:
+        break
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+      kills += 1
+      print(f"kill {kills}: newest checkpoint at step {self.newest('killed')}", flush=True)
+    self.assertEqual(kills, 20)
+    last = self.start("killed")
+    stderr = last.communicate()[1]
+    self.assertEqual(last.returncode, 0, stderr)
+    self.assert_same_files("killed", "whole")
+
+  def newest(self, name):
+    return max((int(path.name) for path in self.checkpoints(name)), default=0)
+
+
+class CifarTest(processes.ProcessTestCase):
+  def setUp(self):
+    super().setUp()
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not pathlib.Path(folder, "cifar10").is_dir():
+      self.skipTest("needs CIFAR-10 in TFDS_DATA_DIR")
+
+  def test_200_steps_of_l2rw_on_resnet20_learn_and_find_wrong_labels(self):
+    argv = (
+      *("--dataset=cifar10", "--noise=background", "--noise_rate=0.4", "--method=l2rw"),
+      *("--model=resnet20", "--steps=200", "--meta_size=100", "--validation_size=500"),
+      *("--momentum=0.9", "--eval_every=100", f"--workdir={self.root}"),
+    )
+    start = time.perf_counter()
+    summary = cifar_noisy.run(_flags.config_of(processes.parse(*argv)))["l2rw"]["runs"][0]
+    print(f"{time.perf_counter() - start:.0f} s on {jax.default_backend()}: {summary}", flush=True)
+    self.assertGreater(summary["last"], 0.2)  # twice chance
+    self.assertGreater(summary["weight_auroc"], 0.55)
+    self.assertLess(summary["input_share"], 0.05)
+
+
+if __name__ == "__main__":
+  absltest.main()
