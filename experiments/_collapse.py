@@ -3,19 +3,41 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+CONSTANT = 0.98
+"""The share of predictions that are one class from which on a model counts as constant."""
 
-def warning(rows: Sequence[Mapping[str, Any]], num_classes: int, batch_size: int) -> str | None:
+
+def warning(rows: Sequence[Mapping[str, Any]], num_classes: int) -> str | None:
   """What to tell when the newest row of a run log shows a collapse; None if it does not.
 
-  Each run is warned of once.
+  A run that starts out constant or at chance has not collapsed: an earlier row must have been
+  better. Each run is warned of once.
+
+  Args:
+    rows: the rows so far, the newest last.
+    num_classes: how many classes there are.
+
+  Returns:
+    The warning, or None.
   """
-  if any("warning" in earlier for earlier in rows[:-1]):
+  *earlier, row = rows
+  if not earlier or any("warning" in other for other in earlier):
     return None
-  chance = 1 / num_classes
-  accuracies = [earlier["validation_accuracy"] for earlier in rows]
-  if accuracies[-1] is not None and max(accuracies) > 2 * chance >= 1.5 * accuracies[-1]:
+  advice = "lower --learning_rate or --momentum, or use a model with --norm"
+  share = row["largest_predicted_share"]
+  if share >= CONSTANT and min(other["largest_predicted_share"] for other in earlier) < 0.9:
+    return f"collapse: {100 * share:.0f} % of the test images are taken for one class; {advice}"
+  chance, accuracy = 1 / num_classes, row["validation_accuracy"]
+  if accuracy is not None:
+    best = max(other["validation_accuracy"] for other in earlier)
+    if best > 3 * chance and accuracy <= 1.2 * chance:
+      return (
+        f"collapse: accuracy on noisy validation data fell from {100 * best:.0f} % to "
+        f"{100 * accuracy:.0f} %, chance is {100 * chance:.0f} %; {advice}"
+      )
+  if row["effective_sample_size"] < 2 <= earlier[-1]["effective_sample_size"]:
     return (
-      f"accuracy on the noisy validation set fell to {100 * accuracies[-1]:.1f} %, chance is "
-      f"{100 * chance:.1f} %; lower --learning_rate"
+      f"the weights of a batch count as {row['effective_sample_size']:.1f} examples: its gradient "
+      f"is as noisy as that of so few; {advice}, or mix in uniform weights"
     )
   return None

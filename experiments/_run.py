@@ -210,7 +210,7 @@ def _evaluate_and_save(group: list[_Lane], setup: Setup, request: _signals.StopR
     is_end, score = done == total, None
     if done % schedule.eval_every == 0 or is_end:
       row = _row(lane, setup)
-      warning = _collapse.warning([*lane.rows, row], lane.run.task.num_classes, schedule.batch_size)
+      warning = _collapse.warning([*lane.rows, row], lane.run.task.num_classes)
       if warning:
         row["warning"] = warning
         print(f"warning: {folder}, step {done}: {warning}", file=sys.stderr)
@@ -231,20 +231,20 @@ def _evaluate_and_save(group: list[_Lane], setup: Setup, request: _signals.StopR
 
 def _row(lane: _Lane, setup: Setup) -> dict[str, Any]:
   params, model_state = lane.carry.evaluated()
-
-  def accuracy(examples: Batch | None) -> float | None:
-    if examples is None:
-      return None
-    return _evaluation.accuracy(setup.predict(params, model_state, examples), examples)
-
-  row: dict[str, Any] = {
+  test = setup.predict(params, model_state, setup.test)
+  on_validation = None
+  if lane.validation is not None:
+    predictions = setup.predict(params, model_state, lane.validation)
+    on_validation = _evaluation.accuracy(predictions, lane.validation)
+  return {
     "step": lane.done,
     **_steps.averages(lane.carry.tally),
-    "validation_accuracy": accuracy(lane.validation),
-    "test_accuracy": accuracy(setup.test),
+    "validation_accuracy": on_validation,
+    "test_accuracy": _evaluation.accuracy(test, setup.test),
+    "largest_predicted_share": float(np.bincount(test).max() / len(test)),
+    "seconds": time.perf_counter() - lane.clock,
+    "input_seconds": lane.input_seconds,
   }
-  seconds = time.perf_counter() - lane.clock
-  return row | {"seconds": seconds, "input_seconds": lane.input_seconds}
 
 
 def _write_window(lane: _Lane) -> None:

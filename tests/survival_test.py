@@ -1,0 +1,136 @@
+"""What a run survives: damaged checkpoints, signals, a vanished folder; runs side by side."""
+
+import dataclasses
+import os
+import shutil
+import signal
+
+import chex
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import (
+  _errors,
+  _signals,
+)
+from reweight_jax import checkpointing
+from tests import runs
+
+
+class SurvivalTest(runs.RunTestCase):
+  def test_any_file_of_the_newest_checkpoint_cut_short_or_lost_leads_to_the_same_end(self):
+    self.train("whole")
+    newest = self.root / "whole" / "checkpoints" / "10"
+    files = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file()]
+    fallen_back = 0
+    for number, (file, harm) in enumerate((f, h) for f in files for h in ("cut", "lost")):
+      with self.subTest(f"{file} {harm}"):
+        folder = self.root / f"run_{number}"
+        shutil.copytree(self.root / "whole", folder)
+        (folder / "weights.npz").unlink()
+        path = folder / "checkpoints" / "10" / file
+        if harm == "lost":
+          path.unlink()
+        else:
+          os.truncate(path, path.stat().st_size // 2)
+        stderr = self.train(folder.name)
+        self.assert_same_run(folder.name, "whole")
+        if stderr:
+          fallen_back += 1
+          self.assertRegex(stderr, r"\Awarning: a checkpoint of .*damaged_10; .* from step 8\n\Z")
+          self.assertTrue((folder / "damaged_10").is_dir())
+    self.assertGreater(fallen_back, len(files) // 2)
+
+  def test_without_any_readable_checkpoint_the_run_starts_over_and_says_so(self):
+    self.train("whole")
+    shutil.copytree(self.root / "whole", self.root / "run")
+    for step in (6, 8, 10):  # the best, and the two newest
+      shutil.rmtree(self.root / "run" / "checkpoints" / str(step) / "default")
+    stderr = self.train("run")
+    for line, step in zip(stderr.splitlines(), (10, 8, 6), strict=True):
+      self.assertRegex(line, f"damaged_{step}; the run goes on from its start")
+    self.assert_same_run("run", "whole")
+
+  @parameterized.parameters(signal.SIGTERM, signal.SIGINT)
+  def test_a_signal_saves_at_the_next_step_and_the_run_goes_on_from_there(self, number):
+    self.train("whole")
+    steps = []
+
+    def advance(count, text):
+      steps.append(count)
+      if sum(steps) == 5:
+        signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with self.assertRaisesRegex(_errors.StoppedError, f"by {number.name} at step 5 of ") as raised:
+      self.train("stopped", advance=advance)
+    self.assertEqual(raised.exception.status, 128 + number)
+    self.assertIs(signal.getsignal(number), before)
+    self.assertEqual(self.carry("stopped").state.step, 5)
+    reports = []
+    self.train("stopped", advance=lambda steps, text: reports.append(steps))
+    self.assertEqual((reports[0], sum(reports)), (5, runs.TOTAL))
+    self.assert_same_run("stopped", "whole")
+
+  def test_a_second_interrupt_does_not_wait(self):
+    with _signals.stop_requests() as request, self.assertRaises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+      self.assertEqual(request.received, signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
+
+  def test_a_folder_that_vanishes_is_named(self):
+    def advance(count, text):
+      if text.startswith("step 3"):
+        shutil.rmtree(self.root / "run")
+
+    with self.assertRaisesRegex(_errors.RunError, "folder .*/run vanished during the run"):
+      self.train("run", advance=advance)
+
+  def test_best_checkpoint_on_noisy_validation_is_kept(self):
+    config = dataclasses.replace(
+      runs.CONFIG, methods=("ce",), steps=30, eval_every=1, checkpoint_every=1, keep=1
+    )
+    self.train("run", config=config)
+    scores = [row["validation_accuracy"] for row in self.rows("run")]
+    best = max(range(30), key=lambda i: (scores[i], i)) + 1
+    with checkpointing.Checkpoints(self.root / "run" / "checkpoints") as checkpoints:
+      self.assertEqual(checkpoints.best_step(), best)
+      self.assertEqual(checkpoints.steps(), sorted({best, 30}))
+
+
+class TogetherTest(runs.RunTestCase):
+  def test_steps_in_chunks_are_the_steps_one_by_one(self):
+    self.train("single")
+    self.train("chunks", config=dataclasses.replace(runs.CONFIG, chunk_steps=2))
+    for name in ("single", "chunks"):
+      self.assertEqual([row["step"] for row in self.rows(name)], [3, 6, 9, 10])
+    self.assert_close("chunks", "single")
+
+  def test_seeds_side_by_side_are_the_seeds_alone(self):
+    self.train("a", "b")
+    for seed, folder in enumerate(("a", "b")):
+      self.train("unused" if seed else "alone_a", *(["alone_b"] if seed else []))
+      self.assert_close(folder, f"alone_{folder}", seed)
+
+  def test_seeds_side_by_side_resume_from_where_each_is(self):
+    self.train("a", "b")
+    shutil.copytree(self.root / "a", self.root / "c")
+    shutil.copytree(self.root / "b", self.root / "d")
+    (self.root / "d" / "checkpoints" / "10").rename(self.root / "gone")
+    self.train("c", "d")
+    self.assert_close("c", "a")
+    self.assert_close("d", "b", 1)
+
+  def assert_close(self, folder, other, seed=0):
+    for mine, theirs in zip(self.rows(folder), self.rows(other), strict=True):
+      self.assertEqual(mine.keys(), theirs.keys())
+      np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4)
+    found, expected = self.weights(folder), self.weights(other)
+    np.testing.assert_array_equal(found["index"], expected["index"])
+    np.testing.assert_allclose(found["mean_weight"], expected["mean_weight"], rtol=1e-4)
+    carries = [self.carry(name) for name in (folder, other)]
+    chex.assert_trees_all_close(*[carry.state.params for carry in carries], atol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
