@@ -1,12 +1,13 @@
 """What a finished benchmark says: a Markdown table, a JSON file, and whether the bounds hold."""
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,14 +33,16 @@ def check_output(path: str | None) -> None:
 def header(config: Any, note: str) -> dict[str, Any]:
   """Command, flags, machine and versions of this process."""
   device = jax.devices()[0]
+  versions = _workdir.versions() | {"jaxlib": jaxlib.__version__}
+  if config.uses_torch():
+    versions["torch"] = importlib.metadata.version("torch")
   return {
     "command": shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]]),
-    "flags": dataclasses.asdict(config) | {"meta_batch_sizes": config.meta_sizes()},
+    "flags": dataclasses.asdict(config),
     "device": f"{jax.device_count()} {device.platform} device of kind {device.device_kind}, "
     f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}",
     "load_average_at_start": round(os.getloadavg()[0], 2),
-    "versions": _workdir.versions()
-    | {"jaxlib": jaxlib.__version__, "python": platform.python_version()},
+    "versions": versions | {"python": platform.python_version()},
     "note": note,
   }
 
@@ -51,14 +54,19 @@ def write(path: str, header: Mapping[str, Any], rows: Rows) -> None:
 
 
 def markdown(header: Mapping[str, Any], rows: Rows) -> str:
-  """The header in words, the table, and the bounds."""
+  """The header in words, a table for each net and batch, and the bounds."""
   flags = header["flags"]
   versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
   lines = [
-    f"Cost of one training step: {flags['model']}, norm {flags['norm']}, images 32x32x3, batch "
-    f"{flags['batch_size']}, float32, SGD. Ratios are to the plain step.",
-    "",
-    *_table(rows),
+    f"Cost of one training step: images 32x32x3, {flags['dtype']}, float32 products at precision "
+    f"{flags['precision']!r} (in torch alike), SGD. Ratios are to the plain step of the same "
+    "framework.",
+  ]
+  for model, batch_size in dict.fromkeys((row["model"], row["batch_size"]) for row in rows):
+    table = [row for row in rows if (row["model"], row["batch_size"]) == (model, batch_size)]
+    norm = flags["norm"] or "the model's own"
+    lines += ["", f"{model}, norm: {norm}, batch {batch_size}", "", *_table(table)]
+  lines += [
     "",
     *(f"- {line}" for line in _bound_lines(rows)),
     "",
@@ -68,7 +76,8 @@ def markdown(header: Mapping[str, Any], rows: Rows) -> str:
     f"- Times: medians of {flags['num_timings']} interleaved rounds, ratios taken within a round"
     if flags["num_timings"]
     else "- Times: not taken",
-    "- FLOPs: `cost_analysis()` of the compiled programs; memory: `temp_size_in_bytes`, what XLA "
+    "- FLOPs and bytes accessed: `cost_analysis()` of the compiled programs, in torch those of "
+    "products and convolutions by its own counter; memory: `temp_size_in_bytes`, what XLA "
     "allocates beside arguments and results, which leaves out the scratch of library calls",
   ]
   if header["note"]:
@@ -83,29 +92,32 @@ def broken_bounds(rows: Rows) -> list[str]:
 
 def _bound_lines(rows: Rows) -> list[str]:
   return [
-    f"{row['step']}, meta batch {row['meta_batch_size']}: {row['flops_ratio']:.3f} times the FLOPs "
-    f"of the plain step, bound {row['flops_bound']:.2f}: "
+    f"{row['model']}, {row['step']}, meta batch {row['meta_batch_size']} of {row['batch_size']}: "
+    f"{row['flops_ratio']:.3f} times the FLOPs of the plain step, bound {row['flops_bound']:.2f}: "
     + ("holds" if row["flops_ratio"] <= row["flops_bound"] else "DOES NOT HOLD")
     for row in rows
-    if row["flops_bound"] is not None
+    if row.get("flops_bound") is not None and row.get("flops_ratio") is not None
   ]
 
 
 def _table(rows: Rows) -> list[str]:
-  columns = {
+  number = lambda name, form, scale=1.0: (
+    lambda row: "-" if row.get(name) is None else f"{row[name] / scale:{form}}"
+  )
+  columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step": lambda row: row["step"],
     "meta batch": lambda row: str(row["meta_batch_size"] or ""),
-    "GFLOP": lambda row: f"{row['flops'] / 1e9:.3f}",
-    "FLOPs ratio": lambda row: f"{row['flops_ratio']:.3f}",
-    "temporary MB": lambda row: f"{row['temp_bytes'] / 1e6:.1f}",
-    "memory ratio": lambda row: f"{row['temp_ratio']:.2f}",
-    "compile s": lambda row: f"{row['compile_seconds']:.1f}",
+    "GFLOP": number("flops", ".3f", 1e9),
+    "FLOPs ratio": number("flops_ratio", ".3f"),
+    "GB accessed": number("bytes_accessed", ".2f", 1e9),
+    "temporary MB": number("temp_bytes", ".1f", 1e6),
+    "memory ratio": number("temp_ratio", ".2f"),
+    "compile s": number("compile_seconds", ".1f"),
   }
-  if "seconds" in rows[0]:
-    columns |= {
-      "step s": lambda row: f"{row['seconds']:.3g}",
-      "time ratio": lambda row: f"{row['time_ratio']:.2f}",
-    }
+  if any("seconds" in row for row in rows):
+    columns |= {"step s": number("seconds", ".3g"), "time ratio": number("time_ratio", ".2f")}
+  if any(row["reason"] for row in rows):
+    columns["not measured because"] = lambda row: row["reason"]
   cells = [list(columns), ["---"] * len(columns)]
   cells += [[show(row) for show in columns.values()] for row in rows]
   return [f"| {' | '.join(line)} |" for line in cells]

@@ -1,5 +1,6 @@
 """The benchmark of the step: what it counts, and that the counts are those of the formulas."""
 
+import importlib.util
 import json
 import pathlib
 import tempfile
@@ -12,7 +13,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
-from benchmarks import _report, step
+from benchmarks import _cases, _cost, _report, step
 from experiments._errors import RunError, UsageError
 from reweight_jax import training
 
@@ -41,7 +42,7 @@ def _dense_flops(make_step, rule, with_meta):
     )
     return (state, batch, meta_batch) if with_meta else (state, batch)
 
-  return step.measure(make_step, jax.eval_shape(arguments)).flops
+  return _cost.measure(make_step, jax.eval_shape(arguments)).flops
 
 
 def _by_hand(first, second, meta_first=0, meta_second=0):
@@ -81,11 +82,11 @@ class DenseTest(parameterized.TestCase):
     np.testing.assert_allclose(counted, expected, rtol=0.02)
 
   def test_xla_counts_products_and_convolutions_as_by_hand(self):
-    step.check_cost_analysis()
+    _cost.check_cost_analysis()
 
   def test_a_step_that_computes_outside_of_its_jitted_calls_is_refused(self):
     with self.assertRaisesRegex(RunError, "jitted functions alone, got mul"):
-      step.lower(lambda x: 2 * x, [jax.ShapeDtypeStruct((), jnp.float32)])
+      _cost.lower(lambda x: 2 * x, [jax.ShapeDtypeStruct((), jnp.float32)])
 
 
 class ResNetTest(absltest.TestCase):
@@ -98,8 +99,10 @@ class ResNetTest(absltest.TestCase):
     step.define_flags(values)
     with tempfile.TemporaryDirectory() as folder:
       output = pathlib.Path(folder, "step.json")
-      arguments = "--model=resnet8 --norm=none --batch_size=10 --meta_batch_sizes=10"
-      arguments += f" --num_timings=0 --output={output} --note=test"
+      arguments = "--models=resnet8 --norm=none --batch_sizes=10 --meta_batch_sizes=10 --peers=none"
+      arguments += (
+        f" --routes=forward,nested,split,vmapped --num_timings=0 --output={output} --note=test"
+      )
       values(["step", *arguments.split()])
       step.main(values)
       cls.result = json.loads(output.read_text())
@@ -117,14 +120,14 @@ class ResNetTest(absltest.TestCase):
     self.assertLess(self.rows["split"]["temp_bytes"], 0.7 * self.rows["forward"]["temp_bytes"])
 
   def test_file_tells_how_it_was_made(self):
-    self.assertEqual(self.result["flags"]["model"], "resnet8")
+    self.assertEqual(self.result["flags"]["models"], ["resnet8"])
     self.assertEqual(self.result["flags"]["meta_batch_sizes"], [10])
     self.assertEqual(self.result["note"], "test")
     self.assertEqual(self.result["versions"]["jax"], jax.__version__)
     self.assertIn("CPU cores", self.result["device"])
 
   def test_table_has_a_row_for_each_step_and_a_line_for_each_bound(self):
-    for name in ("plain", "forward", "nested", "split"):
+    for name in ("plain", "forward", "nested", "split", "vmapped"):
       self.assertIn(f"\n| {name} | ", self.table)
     self.assertEqual(self.table.count("bound 2.70: holds"), 2)
 
@@ -133,22 +136,27 @@ class ResNetTest(absltest.TestCase):
     self.assertEmpty(_report.broken_bounds(self.result["rows"]))
     broken = _report.broken_bounds([self.rows["plain"], row])
     self.assertLen(broken, 1)
-    self.assertIn("forward, meta batch 10: 2.710", broken[0])
+    self.assertIn("resnet8, forward, meta batch 10 of 10: 2.710", broken[0])
 
 
 class SettingTest(parameterized.TestCase):
   @parameterized.parameters((100, 2.70), (10, 1.80))
   def test_bounds_at_a_batch_of_100(self, meta_batch_size, bound):
-    self.assertAlmostEqual(step.flops_bound("forward", meta_batch_size, 100), bound)
+    self.assertAlmostEqual(_cost.flops_bound("forward", meta_batch_size, 100), bound)
 
   def test_meta_batch_is_the_batch_and_a_tenth_of_it_by_default(self):
-    self.assertEqual(step.Config().meta_sizes(), (100, 10))
-    self.assertEqual(step.Config(batch_size=1).meta_sizes(), (1,))
+    self.assertEqual(step.Config().meta_sizes(100), (100, 10))
+    self.assertEqual(step.Config().meta_sizes(1), (1,))
 
   @parameterized.parameters(
-    ({"model": "vgg"}, "--model: .*; got 'vgg'"),
+    ({"models": ("resnet8", "vgg")}, "--models: .*; got 'vgg'"),
+    ({"routes": ("ghost",)}, "--routes: .*; got 'ghost'"),
+    ({"dtype": "float16"}, "--dtype: .*; got 'float16'"),
+    ({"precision": "low"}, "--precision: .*; got 'low'"),
+    ({"peers": "keras"}, "--peers: .*; got 'keras'"),
+    ({"models": ("lenet",), "norm": "batch"}, "--norm: .*lenet has no normalization"),
     ({"norm": "layer"}, "--norm: .*; got 'layer'"),
-    ({"batch_size": 0}, "--batch_size: expected at least 1, got 0"),
+    ({"batch_sizes": (0,)}, "--batch_sizes: expected at least 1, got 0"),
     ({"meta_batch_sizes": (5, -1)}, "--meta_batch_sizes: expected at least 1, got -1"),
     ({"num_timings": -1}, "--num_timings: expected at least 0, got -1"),
   )
@@ -163,10 +171,31 @@ class SettingTest(parameterized.TestCase):
 
   def test_rounds_interleave_the_cases_and_leave_out_the_first(self):
     calls = []
-    cases = [step.Case(name, None, print, lambda: (0,)) for name in "ab"]
-    costs = [step.Cost(1, 1, 0, lambda _, name=case.name: calls.append(name)) for case in cases]
-    self.assertEqual(step.time_steps(2, cases, costs).shape, (2, 2))
+    named = [lambda name=name: calls.append(name) for name in "ab"]
+    self.assertEqual(_cost.time_steps(2, named).shape, (2, 2))
     self.assertEqual("".join(calls), "ababab")
+
+
+class PeerTest(absltest.TestCase):
+  """The step in PyTorch is the same step."""
+
+  def test_losses_and_weights_of_the_peer_are_ours(self):
+    if importlib.util.find_spec("torch") is None:
+      self.skipTest("needs torch")
+    from benchmarks import _torch_peer
+
+    for norm in ("batch", "group", "none"):
+      peer = _torch_peer.Peer("resnet8", norm, "float32", 6)
+      net = _cases.build("resnet8", norm, "float32")
+      params, model_state = _cases.random_variables(net)
+      loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
+      batch, meta_batch = _cases.random_batch(1, 6), _cases.random_batch(2, 4)
+      expected = rw.meta.example_weights(loss_fn, params, model_state, batch, meta_batch)
+      _, found = peer.weighted_step(4)
+      np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-4)
+      logits = loss_fn(params, model_state, batch, None).logits
+      theirs = peer.logits(peer.params, peer.batch[0]).detach().numpy()
+      np.testing.assert_allclose(theirs, logits, atol=1e-3)
 
 
 if __name__ == "__main__":
