@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= logical
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test long lint format bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -14,6 +14,9 @@ demo: $(VENV)/.experiments  ## digits with wrong labels: a table and a picture, 
 
 test: $(VENV)/.tests lint  ## style, types, tests and doctests, under six minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+long: $(VENV)/.tests  ## twenty kills; 200 steps on CIFAR-10 if TFDS_DATA_DIR has it; half an hour
+	$(BIN)/python -m pytest -n 0 -s tests/long_checks.py
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .

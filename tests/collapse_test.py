@@ -17,10 +17,11 @@ class CollapseTest(parameterized.TestCase):
     return [dict(zip(names, row, strict=True)) for row in rows]
 
   @parameterized.parameters(
-    ("collapse: 99 % of the test images", (0.2, 0.4, 20.0), (0.99, 0.6, 20.0)),
+    ("collapse: 99 % of the test", (0.2, 0.4, 20.0), (1.0, 0.6, 20.0), (0.99, 0.6, 20.0)),
+    (None, (0.2, 0.4, 20.0), (0.99, 0.6, 20.0)),  # once may be a moment
     ("fell from 40 % to 5 %, chance is 10 %", (0.2, 0.4, 20.0), (0.3, 0.05, 20.0)),
     ("count as 1.5 examples", (0.2, 0.4, 20.0), (0.2, 0.4, 1.5)),
-    ("collapse: 99 %", (0.2, None, 20.0), (0.99, None, 20.0)),
+    ("collapse: 99 %", (0.2, None, 20.0), (0.99, None, 20.0), (0.99, None, 20.0)),
     (None, (0.99, 0.1, 20.0), (0.99, 0.1, 20.0)),  # it has yet to begin to learn
     (None, (0.2, 0.25, 20.0), (0.2, 0.1, 20.0)),  # validation was never far from chance
     (None, (0.2, 0.4, 20.0), (0.7, 0.6, 20.0)),  # plain training on background noise
