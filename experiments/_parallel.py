@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import _run
+from experiments import _lane
 from experiments._config import Config
 
 MEMORY_SHARE = 0.8
 """The share of the free device memory that runs side by side may take."""
 
 
-def groups(config: Config, runs: list[_run.Run], setup: _run.Setup) -> Iterator[list[_run.Run]]:
+def groups(config: Config, runs: list[_lane.Run], setup: _lane.Setup) -> Iterator[list[_lane.Run]]:
   """The runs of one method in groups that go under one `jax.vmap`, in their order.
 
   Only runs of one compiled step can: a rule made of a seed's class counts stands alone.
@@ -27,7 +27,7 @@ def groups(config: Config, runs: list[_run.Run], setup: _run.Setup) -> Iterator[
     rest = [run for run in rest if run not in group]
 
 
-def _default_size(runs: list[_run.Run], setup: _run.Setup) -> int:
+def _default_size(runs: list[_lane.Run], setup: _lane.Setup) -> int:
   """1 on CPU, where one seed keeps all cores busy; elsewhere as many as memory takes."""
   stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
   if len(runs) == 1 or not stats:
@@ -36,10 +36,10 @@ def _default_size(runs: list[_run.Run], setup: _run.Setup) -> int:
   return max(1, int(MEMORY_SHARE * free / _bytes_of_a_run(runs[0], setup)))
 
 
-def _bytes_of_a_run(run: _run.Run, setup: _run.Setup) -> int:
+def _bytes_of_a_run(run: _lane.Run, setup: _lane.Setup) -> int:
   """What one run holds on the device: its state and the temporary memory of a step."""
   schedule, phase = setup.schedule, run.phases[0]
-  carry = jax.eval_shape(lambda: _run.begin(run, 0, schedule))
+  carry = jax.eval_shape(lambda: _lane.begin(run, 0, schedule))
   positions = jax.ShapeDtypeStruct((schedule.batch_size,), np.int32)
   meta = jax.ShapeDtypeStruct((schedule.meta_batch_size,), np.int32)
   step: Any = phase.step.one  # jitted

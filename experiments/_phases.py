@@ -5,8 +5,9 @@ import functools
 import jax
 import optax
 
-from experiments import _methods, _run, _steps
+from experiments import _methods, _steps
 from experiments._config import WITHOUT_FLIPS, Config
+from experiments._lane import Phase, Schedule
 from experiments._model import Model
 from experiments._task import Task
 from reweight_jax.types import PerExampleLoss
@@ -20,10 +21,10 @@ def total_steps(config: Config, num_train: int | None = None) -> int:
   return per_seed * len(config.seeds)
 
 
-def make_schedule(config: Config) -> _run.Schedule:
+def make_schedule(config: Config) -> Schedule:
   """The loop's numbers; on CPU every step is a program of its own, a scan would be far slower."""
   chunk = config.chunk_steps or (1 if jax.default_backend() == "cpu" else 100)
-  return _run.Schedule(
+  return Schedule(
     config.batch_size,
     config.num_meta(),
     config.eval_every,
@@ -34,7 +35,7 @@ def make_schedule(config: Config) -> _run.Schedule:
   )
 
 
-def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) -> list[_run.Phase]:
+def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) -> list[Phase]:
   """The phases of one run.
 
   Args:
@@ -56,7 +57,7 @@ def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) 
     config.precision,
   )
 
-  def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> _run.Phase:
+  def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
     counts = task.class_counts(source) if "class_balanced" in recipe.rules else ()
     rule = _methods.compose(recipe.rules, config.rule_options, counts, seed)
@@ -64,7 +65,7 @@ def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) 
       model.loss_fn, model.meta_loss_fn, recipe.rules, config.rule_options, counts, tx, options
     )
     uses_meta_batch = bool(_methods.NEEDS_META_BATCH & set(recipe.rules))
-    return _run.Phase(source, num_steps, rule, tx, uses_meta_batch, step)
+    return Phase(source, num_steps, rule, tx, uses_meta_batch, step)
 
   num_steps = config.num_steps(len(task.train))
   rate, rest = config.rate(), (config.momentum, config.weight_decay)

@@ -23,6 +23,7 @@ from experiments import (
   _errors,
   _evaluation,
   _flags,
+  _lane,
   _model,
   _parallel,
   _phases,
@@ -97,19 +98,19 @@ def _make_run(
   name: str,
   task: _task.Task,
   seed: int,
-) -> _run.Run:
+) -> _lane.Run:
   phases = _phases.make_phases(config, model, name, task, seed)
   folder = _workdir.run_folder(config, name, seed)
   init = functools.partial(model.init, jax.random.key(seed), dataset.train_inputs[:2])
-  return _run.Run(seed, task, phases, folder, init)
+  return _lane.Run(seed, task, phases, folder, init)
 
 
 def _make_setup(
   config: Config, dataset: data.Dataset, model: _model.Model, progress: _progress.Progress
-) -> _run.Setup:
+) -> _lane.Setup:
   test = _evaluation.padded(dataset.test_inputs, dataset.test_labels)
   assert test is not None  # every data set has test examples
-  return _run.Setup(
+  return _lane.Setup(
     inputs=jax.device_put(dataset.train_inputs),
     train_ids=dataset.train_ids,
     test=test,
@@ -122,8 +123,8 @@ def _make_setup(
 def _train(
   config: Config,
   dataset: data.Dataset,
-  runs: list[_run.Run],
-  setup: _run.Setup,
+  runs: list[_lane.Run],
+  setup: _lane.Setup,
   progress: _progress.Progress,
 ) -> None:
   """Trains the runs of one method, as many at once as the configuration says, and draws them."""
@@ -133,7 +134,7 @@ def _train(
     unfinished = [run for run in group if not (run.folder / "weights.npz").exists()]
     finished = len(group) - len(unfinished)
     if finished:
-      progress.advance(finished * _run.total_steps(group[0]), "finished before")
+      progress.advance(finished * _lane.total_steps(group[0]), "finished before")
     if unfinished:
       _run.train(unfinished, setup)
     for run in group:

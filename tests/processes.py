@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from absl.testing import parameterized
 
-from experiments import _errors, _flags, _model, _phases, _run, _task
+from experiments import _errors, _flags, _lane, _model, _phases, _task
 from reweight_jax import checkpointing, data, runlog
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -77,8 +77,8 @@ class ProcessTestCase(parameterized.TestCase):
     model, task = _model.make_model("mlp", 10, None), _task.make_task(config, digits, 0)
     phases = _phases.make_phases(config, model, self.METHOD, task, 0)
     init = functools.partial(model.init, jax.random.key(0), digits.train_inputs[:2])
-    run = _run.Run(0, task, phases, self.root, init)
-    like = _run.begin(run, self.TOTAL, _phases.make_schedule(config))
+    run = _lane.Run(0, task, phases, self.root, init)
+    like = _lane.begin(run, self.TOTAL, _phases.make_schedule(config))
     found = [_files(self.folder(folder), self.TOTAL, like) for folder in (name, other)]
     chex.assert_trees_all_equal(*[files[:2] for files in found])
     self.assertEqual(found[0][2], found[1][2])

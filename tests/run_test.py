@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 from experiments import (
   _errors,
   _evaluation,
+  _lane,
   _phases,
-  _run,
   _steps,
 )
 from experiments._config import Config
@@ -63,7 +63,7 @@ class ResumeTest(runs.RunTestCase):
   def test_interrupted_between_the_last_checkpoint_and_the_ledger(self):
     self.train("whole")
     with (
-      mock.patch.object(_run, "_write_results", side_effect=runs.KilledError),
+      mock.patch.object(_lane, "write_results", side_effect=runs.KilledError),
       self.assertRaises(runs.KilledError),
     ):
       self.train("resumed")
@@ -128,7 +128,7 @@ class PhasesTest(runs.RunTestCase):
 
   def test_phases_cut_the_steps(self):
     phases = self.make_run("run").phases
-    self.assertEqual([_run._phase_at(phases, step) for step in (0, 5, 6, 9, 10)],
+    self.assertEqual([_lane.phase_at(phases, step) for step in (0, 5, 6, 9, 10)],
                      [(0, 0), (0, 5), (1, 0), (1, 3), (1, 4)])  # fmt: skip
 
   def test_only_meta_rules_get_the_meta_batch(self):
@@ -243,7 +243,7 @@ class NotFiniteTest(runs.RunTestCase):
 
   def test_bad_optimizer_state_is_never_saved(self):
     run = self.make_run("run")
-    carry = _run.begin(run, 0, _phases.make_schedule(runs.CONFIG))
+    carry = _lane.begin(run, 0, _phases.make_schedule(runs.CONFIG))
     self.assertTrue(_steps.is_finite(carry))
     bad = jax.tree.map(lambda leaf: leaf + np.inf, carry.state.opt_state)
     self.assertFalse(_steps.is_finite(carry._replace(state=carry.state._replace(opt_state=bad))))

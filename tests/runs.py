@@ -16,6 +16,7 @@ from absl.testing import parameterized
 import reweight_jax as rw
 from experiments import (
   _evaluation,
+  _lane,
   _methods,
   _model,
   _phases,
@@ -86,7 +87,7 @@ class RunTestCase(parameterized.TestCase):
   def train(self, *folders, config=CONFIG, task=None, advance=_ignore):
     """Trains in folders below the root, a seed each, or goes on there; returns stderr."""
     digits = dataset()
-    setup = _run.Setup(
+    setup = _lane.Setup(
       jax.device_put(digits.train_inputs),
       digits.train_ids,
       _evaluation.padded(digits.test_inputs, digits.test_labels),
@@ -104,14 +105,14 @@ class RunTestCase(parameterized.TestCase):
     phases = _phases.make_phases(config, model, config.run_names()[0], task, seed)
     (self.root / folder).mkdir(exist_ok=True)
     init = functools.partial(model.init, jax.random.key(seed), dataset().train_inputs[:2])
-    return _run.Run(seed, task, phases, self.root / folder, init)
+    return _lane.Run(seed, task, phases, self.root / folder, init)
 
   def carry(self, folder, step=None, config=CONFIG):
     """The checkpoint of a step, by default the newest, keys as numbers."""
     run = self.make_run(folder, config)
     with checkpointing.Checkpoints(self.root / folder / "checkpoints") as checkpoints:
       step = checkpoints.latest_step() if step is None else step
-      carry = checkpoints.restore(step, _run.begin(run, step, _phases.make_schedule(config)))
+      carry = checkpoints.restore(step, _lane.begin(run, step, _phases.make_schedule(config)))
     state = carry.state
     return carry._replace(state=state._replace(key=jax.random.key_data(state.key)))
 

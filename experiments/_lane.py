@@ -1,0 +1,198 @@
+"""A run on its way: its phases, what it carries, where it stands, and the files that it writes."""
+
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import _evaluation, _steps
+from experiments._errors import RunError, UsageError
+from experiments._task import Task
+from reweight_jax import checkpointing, ledger, runlog, training
+from reweight_jax.types import Array, Batch, Params, WeightingRule
+
+NUM_WINDOWS = 6
+"""How many times a run writes down its ledger, for pictures of weights over training."""
+
+
+class Phase(NamedTuple):
+  """A stretch of steps on one set with one rule and one optimizer, which starts afresh."""
+
+  source: str  # "train" or "meta"
+  num_steps: int
+  rule: WeightingRule
+  tx: optax.GradientTransformation
+  uses_meta_batch: bool
+  step: _steps.LoopStep
+
+
+class Schedule(NamedTuple):
+  """The numbers of a run that are not the method's."""
+
+  batch_size: int
+  meta_batch_size: int
+  eval_every: int  # steps
+  checkpoint_every: int  # steps
+  chunk_steps: int = 1  # steps in one program; 1: a Python loop
+  keep: int = 2  # checkpoints
+  ema_decay: float | None = None
+
+
+class Setup(NamedTuple):
+  """What all runs of a command share, on the device."""
+
+  inputs: Array  # [examples, ...] uint8
+  train_ids: np.ndarray  # [examples], from the data set
+  test: Batch
+  predict: _evaluation.Predict
+  schedule: Schedule
+  advance: Callable[[int, str], None]  # called with steps done and a text about the run
+
+
+class Run(NamedTuple):
+  """One method with one seed."""
+
+  seed: int
+  task: Task
+  phases: list[Phase]
+  folder: pathlib.Path  # must exist
+  init: Callable[[], tuple[Params, Any]]  # params and model state before the first step
+
+
+def total_steps(run: Run) -> int:
+  """Steps of all phases."""
+  return sum(phase.num_steps for phase in run.phases)
+
+
+def begin(run: Run, done: int, schedule: Schedule) -> _steps.Carry:
+  """The carry at step 0, or one of the structure of a checkpoint taken after `done` steps."""
+  phase = run.phases[phase_at(run.phases, max(done - 1, 0))[0]]
+  params, model_state = run.init()
+  state = training.init_train_state(
+    params,
+    model_state,
+    phase.rule,
+    phase.tx,
+    key=jax.random.key(run.seed),
+    batch_size=schedule.batch_size,
+  )
+  # Copies: the step donates its carry, so no buffer may be in it twice.
+  averages = jax.tree.map(jnp.array, (params, model_state)) if schedule.ema_decay else ()
+  return _steps.Carry(
+    state, averages, ledger.init_ledger(len(run.task.labels)), _steps.empty_tally()
+  )
+
+
+class Lane:
+  """A run on its way: what it carries, its log and its checkpoints."""
+
+  def __init__(self, run: Run, setup: Setup, checkpoints: checkpointing.Checkpoints):
+    self.run, self.checkpoints = run, checkpoints
+    self.log = run.folder / "metrics.jsonl"
+    self.labels = jnp.asarray(run.task.labels)
+    task = run.task
+    self.validation = _evaluation.padded(
+      np.asarray(setup.inputs[task.validation]), task.labels[task.validation]
+    )
+    self.done, self.carry = self._restore(setup.schedule)
+    try:
+      rows = runlog.keep_rows_until(self.log, self.done)
+    except ValueError as error:
+      raise UsageError(f"--workdir: {error}") from error
+    self.rows = rows
+    self.input_seconds = rows[-1]["input_seconds"] if rows else 0.0
+    self.clock = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+
+  def _restore(self, schedule: Schedule) -> tuple[int, _steps.Carry]:
+    """The newest checkpoint that can be read, else the start; says what was damaged."""
+    found = self.checkpoints.restore_latest(lambda step: begin(self.run, step, schedule))
+    for place in self.checkpoints.damaged:
+      print(
+        f"warning: a checkpoint of {self.run.folder} cannot be read and was moved to {place}; the "
+        f"run goes on from {f'step {found[0]}' if found else 'its start'}",
+        file=sys.stderr,
+      )
+    return found or (0, begin(self.run, 0, schedule))
+
+
+def phase_at(phases: list[Phase], step: int) -> tuple[int, int]:
+  """The phase that takes the step after `step` steps, and how many of its steps are done."""
+  for index, phase in enumerate(phases):
+    if step < phase.num_steps:
+      return index, step
+    step -= phase.num_steps
+  return len(phases) - 1, phases[-1].num_steps
+
+
+def next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.Carry:
+  """Hands params, statistics, key and step on; rule and optimizer start afresh."""
+  old = carry.state
+  state = training.init_train_state(
+    old.params, old.model_state, phase.rule, phase.tx, key=old.key, batch_size=schedule.batch_size
+  )
+  return carry._replace(state=state._replace(step=old.step))
+
+
+def make_row(lane: Lane, setup: Setup) -> dict[str, Any]:
+  params, model_state = lane.carry.evaluated()
+  test = setup.predict(params, model_state, setup.test)
+  on_validation = None
+  if lane.validation is not None:
+    predictions = setup.predict(params, model_state, lane.validation)
+    on_validation = _evaluation.accuracy(predictions, lane.validation)
+  return {
+    "step": lane.done,
+    **_steps.averages(lane.carry.tally),
+    "validation_accuracy": on_validation,
+    "test_accuracy": _evaluation.accuracy(test, setup.test),
+    "largest_predicted_share": float(np.bincount(test).max() / len(test)),
+    "seconds": time.perf_counter() - lane.clock,
+    "input_seconds": lane.input_seconds,
+  }
+
+
+def write_window(lane: Lane) -> None:
+  """Writes the ledger as it stands, of the training examples."""
+  folder = lane.run.folder / "windows"
+  folder.mkdir(exist_ok=True)
+  entries, train = jax.device_get(lane.carry.ledger), lane.run.task.train
+  runlog.write_npz(
+    folder / f"step_{lane.done:08d}.npz",
+    {"total_weight": entries.total_weight[train], "times_seen": entries.times_seen[train]},
+  )
+
+
+def write_results(lane: Lane, setup: Setup) -> None:
+  """Writes the last predictions, and what every training example was given."""
+  task, entries = lane.run.task, lane.carry.ledger
+  predictions = setup.predict(*lane.carry.evaluated(), setup.test)
+  runlog.write_npz(lane.run.folder / "predictions.npz", {"test_prediction": predictions})
+  runlog.write_npz(
+    lane.run.folder / "weights.npz",
+    {
+      "index": setup.train_ids[task.train],
+      "given_label": task.labels[task.train],
+      "is_noisy": task.is_noisy[task.train],
+      "mean_weight": np.asarray(ledger.mean_weights(entries))[task.train],
+      "last_weight": np.asarray(entries.last_weight)[task.train],
+    },
+  )
+
+
+def stop_if_not_finite(lane: Lane) -> None:
+  step = int(lane.carry.tally.bad_step)
+  if step >= 0:
+    what = f"the loss was not finite at step {step}"
+  elif not _steps.is_finite(lane.carry):
+    what = f"params or optimizer state were not finite after step {lane.done}"
+  else:
+    return
+  kept = lane.checkpoints.latest_step()
+  where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was taken before"
+  raise RunError(f"{lane.run.folder}: {what}; {where}. Lower --learning_rate, or look at the data.")
