@@ -25,28 +25,16 @@ class KillsTest(processes.ProcessTestCase):
   def test_killed_twenty_times_at_random_moments_it_ends_as_undisturbed(self):
     whole = self.start("whole")
     self.assertEqual(whole.wait(), 0)
-    kills = 0
-    while kills < 20:
-      before = self.newest("killed")
-      process = self.start("killed")
+    for kill in range(1, 21):
       # Each life gets at least one checkpoint further, so that the kills spread over the run.
-      while process.poll() is None and self.newest("killed") <= before:
-        time.sleep(0.005)
-      time.sleep(random.uniform(0, 0.1))
-      if process.poll() is not None:
-        break
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-      kills += 1
-      print(f"kill {kills}: newest checkpoint at step {self.newest('killed')}", flush=True)
-    self.assertEqual(kills, 20)
+      process = self.start("killed")
+      self.stop(process, signal.SIGKILL, "killed", random.uniform(0, 0.1))
+      self.assertEqual(process.returncode, -signal.SIGKILL)
+      print(f"kill {kill}: newest checkpoint at step {self.newest('killed')}", flush=True)
     last = self.start("killed")
     stderr = last.communicate()[1]
     self.assertEqual(last.returncode, 0, stderr)
     self.assert_same_files("killed", "whole")
-
-  def newest(self, name):
-    return max((int(path.name) for path in self.checkpoints(name)), default=0)
 
 
 class CifarTest(processes.ProcessTestCase):

@@ -1,4 +1,4 @@
-"""Real processes: killed, terminated, out of space; what is left goes on to the same end."""
+"""Real processes: out of space, terminated, killed; what is left goes on to the same end."""
 
 import random
 import signal
@@ -9,31 +9,29 @@ from tests import processes
 
 
 class StopTest(processes.ProcessTestCase):
-  def test_runs_that_were_stopped_end_bit_for_bit_as_undisturbed_ones(self):
-    # A limit on the size of a file stands for a full disk: 20 kB, smaller than a checkpoint.
-    full = self.start("full", "--compilation_cache=none", before="ulimit -f 20")
-    killed, terminated = self.start("killed"), self.start("terminated")
-    seconds = random.uniform(0, 0.5)  # any moment will do
-    self.stop(killed, signal.SIGKILL, "killed", seconds)
-    stderr = self.stop(terminated, signal.SIGTERM, "terminated", 0)
-    with self.subTest("SIGTERM is one line and status 143"):
-      self.assertRegex(stderr, r"\Aerror: stopped by SIGTERM at step \d+ of .*from there\n\Z")
-      self.assertEqual(terminated.returncode, 143)
-    stderr = full.communicate()[1]
+  def test_a_run_that_was_stopped_in_three_ways_ends_bit_for_bit_as_an_undisturbed_one(self):
+    undisturbed = self.start("whole")
     with self.subTest("no space left is one line and status 1"):
+      # A limit on the size of a file stands for a full disk: 20 kB, smaller than a checkpoint.
+      full = self.start("stopped", "--compilation_cache=none", before="ulimit -f 20")
+      stderr = full.communicate()[1]
       self.assertRegex(
         stderr, r"\Aerror: cannot write a checkpoint to .*; once there is space .* goes on .*\n\Z"
       )
       self.assertEqual(full.returncode, 1)
-    processes_by_name = {
-      name: self.start(name) for name in ("whole", "killed", "terminated", "full")
-    }
-    for name, process in processes_by_name.items():
+    with self.subTest("SIGTERM is one line and status 143"):
+      terminated = self.start("stopped")
+      stderr = self.stop(terminated, signal.SIGTERM, "stopped")
+      self.assertRegex(stderr, r"\Aerror: stopped by SIGTERM at step \d+ of .*from there\n\Z")
+      self.assertEqual(terminated.returncode, 143)
+    seconds = random.uniform(0, 0.3)  # any moment will do
+    self.stop(self.start("stopped"), signal.SIGKILL, "stopped", seconds)
+    for process in (undisturbed, self.start("stopped")):
       stderr = process.communicate()[1]
       self.assertEqual(process.returncode, 0, stderr)
       self.assertRegex(stderr, r"\A(pair 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
-      with self.subTest(f"{name}, killed {seconds} s after the first checkpoint"):
-        self.assert_same_files(name, "whole")
+    with self.subTest(f"killed {seconds} s after a checkpoint"):
+      self.assert_same_files("stopped", "whole")
 
 
 class HelpTest(processes.ProcessTestCase):

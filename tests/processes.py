@@ -59,14 +59,16 @@ class ProcessTestCase(parameterized.TestCase):
   def folder(self, name):
     return self.root / name / self.METHOD / "seed_0"
 
-  def checkpoints(self, name):
+  def newest(self, name):
+    """The step of the newest checkpoint; 0 if there is none."""
     found = (self.folder(name) / "checkpoints").glob("*")
-    return [path for path in found if path.name.isdecimal()]
+    return max((int(path.name) for path in found if path.name.isdecimal()), default=0)
 
-  def stop(self, process, how, name, seconds):
-    """Sends a signal some time after the first checkpoint is there; returns stderr."""
-    while process.poll() is None and not self.checkpoints(name):
-      time.sleep(0.01)
+  def stop(self, process, how, name, seconds=0.0):
+    """Sends a signal some time after the next checkpoint is there; returns stderr."""
+    before = self.newest(name)
+    while process.poll() is None and self.newest(name) <= before:
+      time.sleep(0.005)
     time.sleep(seconds)
     process.send_signal(how)
     return process.communicate()[1]
