@@ -83,10 +83,10 @@ def begin(run: Run, done: int, schedule: Schedule) -> _steps.Carry:
     batch_size=schedule.batch_size,
   )
   # Copies: the step donates its carry, so no buffer may be in it twice.
-  averages = jax.tree.map(jnp.array, (params, model_state)) if schedule.ema_decay else ()
-  return _steps.Carry(
-    state, averages, ledger.init_ledger(len(run.task.labels)), _steps.empty_tally()
-  )
+  keeps_averages = schedule.ema_decay is not None
+  averages = jax.tree.map(jnp.array, (params, model_state)) if keeps_averages else ()
+  entries = ledger.init_ledger(len(run.task.labels))
+  return _steps.Carry(state, averages, entries, _steps.empty_tally())
 
 
 class Lane:

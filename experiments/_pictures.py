@@ -1,12 +1,14 @@
 """The pictures of finished runs, drawn from their files."""
 
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import reweight_jax as rw
+from experiments._errors import UsageError
 from reweight_jax import data, runlog
 
 
@@ -95,8 +97,14 @@ def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with np.load(path) as arrays:
-    return dict(arrays)
+  try:
+    with np.load(path) as arrays:
+      return dict(arrays)
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    raise UsageError(
+      f"--workdir: expected the file {path} of a finished run, which cannot be read "
+      f"({type(error).__name__}); delete the folder {path.parent} to run it again"
+    ) from error
 
 
 def _curve(folder: pathlib.Path) -> tuple[list[int], list[float]]:
