@@ -64,6 +64,7 @@ class Config:
   chunk_steps: int | None = None  # None: 1 on CPU, 100 elsewhere
   parallel_seeds: int | None = None  # None: 1 on CPU, elsewhere as many as fit
   pictures: bool = True
+  resume: bool = True  # False: refuse a workdir in which these runs have begun
   workdir: str | None = None
   data_dir: str | None = None
 
@@ -122,7 +123,7 @@ class Config:
 
 EXECUTION = (
   *("methods", "rules", "seeds", "workdir", "data_dir"),
-  *("checkpoint_every", "keep", "chunk_steps", "parallel_seeds", "pictures"),
+  *("checkpoint_every", "keep", "chunk_steps", "parallel_seeds", "pictures", "resume"),
 )
 """The fields that decide which runs there are and how they are carried out, not their numbers."""
 

@@ -69,6 +69,9 @@ def define_flags(values: flags.FlagValues) -> None:
   number("clip_max_weight", "largest weight of the rule clip", options.clip_max_weight)
   number("mix_share", "uniform share of mix_with_uniform", options.mix_share)
   number("normalize_decay", "moving average of normalize; default each batch")
+  flags.DEFINE_bool(
+    "resume", True, "go on with runs that the workdir holds; else refuse it", flag_values=values
+  )
   flags.DEFINE_bool("pictures", True, "draw each run's plots", flag_values=values)
   flags.DEFINE_bool(
     "deterministic", False, "bit for bit the same on a GPU, slower", flag_values=values

@@ -62,8 +62,16 @@ def seed_of(folder: pathlib.Path) -> int:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError if the workdir holds another setting, or what no command wrote."""
+  """Raises UsageError if the workdir holds another setting, what no command wrote, or, without
+  resume, one of the runs.
+  """
   asked = config.setting()
+  begun = [folder for folders in run_folders(config).values() for folder in folders]
+  if not config.resume and any(folder.exists() for folder in begun):
+    raise UsageError(
+      f"--noresume: {next(folder for folder in begun if folder.exists())} holds a run already; "
+      "leave --noresume out to go on with it, delete that folder, or choose another --workdir"
+    )
   for folder in sorted(_all_folders(config)):
     found = _setting_there(folder)
     if found is not None and found != asked:

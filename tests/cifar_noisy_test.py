@@ -289,6 +289,10 @@ class WorkdirTest(CommandTestCase):
       self.assertRegex(stderr, "^pair 0.45, ce, seed 0: finished before\n$")
       self.assertEqual(_digests(self.workdir / "ce"), first)
 
+    with self.subTest("without resume it is refused"):
+      self.assert_refused("--noresume: .*ce/seed_0 holds a run already", *_TINY, "--noresume")
+      self.assertEqual(_digests(self.workdir / "ce"), first)
+
     with self.subTest("other methods and seeds are added"):
       self.assertEqual(run("--rules=learning_to_reweight,clip", "--seeds=10")[0], 0)
       self.assertEqual(_digests(self.workdir / "ce"), first)
