@@ -25,12 +25,14 @@ from reweight_jax.data import DATASETS, DataError, load
 _SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
-def _record(image, label, record_id=None, coarse_label=None):
+def _record(image, label, record_id=None, coarse_label=None, encoded=None):
   """One record as TensorFlow Datasets writes it."""
-  stream = io.BytesIO()
-  Image.fromarray(image.squeeze()).save(stream, "PNG")
+  if encoded is None:
+    stream = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(stream, "PNG")
+    encoded = stream.getvalue()
   example = tf_example_generated_pb2.Example()
-  example.features.feature["image"].bytes_list.value.append(stream.getvalue())
+  example.features.feature["image"].bytes_list.value.append(encoded)
   example.features.feature["label"].int64_list.value.append(label)
   if coarse_label is not None:
     example.features.feature["coarse_label"].int64_list.value.append(coarse_label)
@@ -183,6 +185,20 @@ class PreparedFolderTest(SourcesTestCase):
     np.testing.assert_array_equal(found.train_inputs, images)
     np.testing.assert_array_equal(found.train_labels, [99, 0, 50, 3])
     self.assertEqual(found.num_classes, 100)
+
+  def test_jpeg_pixels_are_those_of_pillow_and_a_cut_one_is_damage(self):
+    stream = io.BytesIO()
+    Image.fromarray(_images("cifar10", 1)[0]).save(stream, "JPEG", quality=75)
+    whole = stream.getvalue()
+    expected = np.asarray(Image.open(io.BytesIO(whole)))
+    rows = [_record(None, 3, "train_00000", encoded=whole)]
+    _write(self.root, "cifar10", {"train": rows, "test": rows})
+    np.testing.assert_array_equal(load("cifar10", self.root).train_inputs[0], expected)
+    for cut in (len(whole) // 2, 20):
+      shutil.rmtree(self.root / "cifar10")
+      rows = [_record(None, 3, "train_00000", encoded=whole[:cut])]
+      _write(self.root, "cifar10", {"train": rows, "test": rows})
+      self.assert_refused("looks damaged or cut short", name="cifar10")
 
   def test_newest_version_is_read(self):
     _write(self.root, "mnist", _mnist_records(train=2), version="3.0.9")

@@ -21,7 +21,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
   """Loads a whole data set into memory.
 
   Guarantees: the same examples in the same order at every call; nothing is downloaded or printed;
-  TensorFlow is not needed. MNIST and CIFAR-10 take about ten seconds, digits a fraction of one.
+  TensorFlow is not needed. MNIST and CIFAR-10 take five to ten seconds, digits a fraction of one.
   Edge cases: of several version folders the newest is read. Digits comes with scikit-learn, ignores
   `data_dir`, and is split here, by class, into 1300 training and 497 test examples.
 

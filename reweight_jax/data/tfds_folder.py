@@ -150,6 +150,11 @@ def _decoded(name: str, folder: pathlib.Path, split: str, encoded: list[bytes]) 
   shape = IMAGE_SHAPES[name]
   inputs = np.empty((len(encoded), *shape), np.uint8)
   for row, image_bytes in enumerate(encoded):
+    if shape[2] == 3 and _jpeg_shape(image_bytes) == shape:
+      # Twice as fast as `open`, which looks at all that a header may say; to the same pixels.
+      image = pillow.frombytes("RGB", shape[:2], image_bytes, "jpeg", "RGB", "")
+      inputs[row] = np.frombuffer(image.tobytes(), np.uint8).reshape(shape)
+      continue
     with pillow.open(io.BytesIO(image_bytes), formats=("PNG", "JPEG")) as image:
       pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -160,6 +165,17 @@ def _decoded(name: str, folder: pathlib.Path, split: str, encoded: list[bytes]) 
       )
     inputs[row] = pixels
   return inputs
+
+
+def _jpeg_shape(encoded: bytes) -> tuple[int, int, int] | None:
+  """Height, width and channels as the header of a JPEG file says; None for other files."""
+  if not encoded.startswith(b"\xff\xd8"):
+    return None
+  place = 2
+  while encoded[place + 1] not in (0xC0, 0xC1, 0xC2):  # the markers of a frame
+    place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
+  number = lambda start: int.from_bytes(encoded[start : start + 2])
+  return number(place + 5), number(place + 7), encoded[place + 9]
 
 
 def _raw_records(name: str, split_info: Any) -> list[bytes]:
