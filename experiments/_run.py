@@ -169,6 +169,6 @@ def _stop_if_vanished(lanes: list[Lane]) -> None:
   for lane in lanes:
     if not lane.log.exists():
       raise RunError(
-        f"the folder {lane.run.folder} vanished during the run, after step {lane.done}; nothing "
-        "that was in it can be restored, the same command starts anew"
+        f"the folder {lane.run.folder} vanished during the run, after step {lane.done}, with "
+        "all that was in it; delete what is left of it and run the same command again"
       )
