@@ -1,15 +1,13 @@
 """Checks that take minutes, run by `make long`: twenty kills, and ResNet-20 on CIFAR-10."""
 
+import json
 import os
 import pathlib
 import random
 import signal
-import time
 
-import jax
 from absl.testing import absltest
 
-from experiments import _flags, cifar_noisy
 from tests import processes
 
 
@@ -47,12 +45,14 @@ class CifarTest(processes.ProcessTestCase):
   def test_200_steps_of_l2rw_on_resnet20_learn_and_find_wrong_labels(self):
     argv = (
       *("--dataset=cifar10", "--noise=background", "--noise_rate=0.4", "--method=l2rw"),
-      *("--model=resnet20", "--steps=200", "--meta_size=100", "--validation_size=500"),
-      *("--momentum=0.9", "--eval_every=100", f"--workdir={self.root}"),
+      *("--model=resnet20", "--steps=200", "--meta_size=100", "--meta_batch_size=100"),
+      *("--validation_size=5000", "--momentum=0.9", "--weight_decay=2e-4", "--eval_every=100"),
+      f"--workdir={self.root}",
     )
-    start = time.perf_counter()
-    summary = cifar_noisy.run(_flags.config_of(processes.parse(*argv)))["l2rw"]["runs"][0]
-    print(f"{time.perf_counter() - start:.0f} s on {jax.default_backend()}: {summary}", flush=True)
+    # A process of its own: the tests' own compiler settings make slow programs.
+    stdout, stderr = processes.start(*argv).communicate()
+    print(stdout, stderr, flush=True)
+    summary = json.loads((self.root / "summary.json").read_text())["methods"]["l2rw"]["runs"][0]
     self.assertGreater(summary["last"], 0.2)  # twice chance
     self.assertGreater(summary["weight_auroc"], 0.55)
     self.assertLess(summary["input_share"], 0.05)
