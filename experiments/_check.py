@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "weight_decay": _AT_LEAST_0,
   "label_smoothing": _BELOW_1,
   "mixup": _AT_LEAST_0,
+  "defer_until": _BELOW_1,
   "ema_decay": _BELOW_1,
   "eval_every": _COUNT,
   "checkpoint_every": _COUNT,
@@ -47,6 +48,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "class_balanced_beta": _BELOW_1,
   "clip_max_weight": _ABOVE_0,
   "mix_share": _SHARE,
+  "inverse_frequency_power": (math.isfinite, "that is finite"),
   "normalize_decay": _BELOW_1,
 }
 

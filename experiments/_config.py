@@ -55,6 +55,7 @@ class Config:
   weight_decay: float = 0.0
   label_smoothing: float = 0.0
   mixup: float = 0.0
+  defer_until: float = 0.8
   ema_decay: float | None = None
   route: str = "forward"
   rule_options: _methods.RuleOptions = DEFAULT_RULE_OPTIONS
@@ -104,6 +105,15 @@ class Config:
     """The names of the table's rows, which are folders too."""
     return ("+".join(self.rules),) if self.rules else self.methods
 
+  def title(self) -> str:
+    """What is trained on, in words."""
+    parts = [self.dataset]
+    if self.noise != "none":
+      parts.append(f"{self.noise} noise {self.rate_of_noise():g}")
+    if self.imbalance != "none":
+      parts.append(f"{self.imbalance} {self.imbalance_ratio:g}")
+    return ", ".join(parts)
+
   def setting(self) -> dict[str, Any]:
     """What decides the numbers of a run, apart from method and seed: flag -> value, as in JSON."""
     fields = dataclasses.asdict(self)
@@ -118,7 +128,8 @@ class Config:
     }
     for name in EXECUTION:
       del fields[name]
-    return fields | fields.pop("rule_options")
+    del fields["rule_options"]
+    return fields | self.rule_options.given()
 
 
 EXECUTION = (

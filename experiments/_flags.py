@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,19 +16,30 @@ from experiments._config import PROTOCOLS, Config, with_protocol
 from experiments._errors import UsageError
 from reweight_jax import data
 
+DEFAULT = Config(methods=("ce", "l2rw"))
+"""The configuration of a command without flags."""
 
-def define_flags(values: flags.FlagValues) -> None:
-  """The flags; one that is not given takes the protocol's value, else the default of `Config`."""
-  default, options = Config(), Config().rule_options
+
+def define_flags(
+  values: flags.FlagValues, default: Config = DEFAULT, without: Collection[str] = ()
+) -> None:
+  """The flags; one that is not given takes the protocol's value, else the default's.
+
+  Args:
+    values: where they are defined.
+    default: the configuration of the command without flags.
+    without: names of flags that the command does not have.
+  """
+  options = default.rule_options
   words = lambda known: f"one of {', '.join(known)}"
   text, whole, number = (
-    functools.partial(_define, values, define)
+    functools.partial(_define, values, without, define)
     for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
   )
   text("protocol", f"a setting by name, {words(PROTOCOLS)}; flags beside it win")
   text("dataset", f"{words(data.DATASETS)}, or a file FILE.npz", default.dataset)
   text("data_dir", "folder of tensorflow-datasets; default $TFDS_DATA_DIR")
-  text("method", f"list of {', '.join(_methods.METHODS)}; default ce,l2rw")
+  text("method", f"list of {', '.join(_methods.METHODS)}; default {','.join(default.methods)}")
   text("rules", f"instead of --method, a chain of {', '.join(_methods.RULES)}")
   text("seeds", "list of whole numbers, one run each", 0)
   text("noise", f"{words(data.NOISES)}, or human:KIND", default.noise)
@@ -55,6 +66,7 @@ def define_flags(values: flags.FlagValues) -> None:
   number("weight_decay", "L2 penalty's factor, on kernels alone", default.weight_decay)
   number("label_smoothing", "share of the label spread over all classes", default.label_smoothing)
   number("mixup", "alpha of mixup; 0 is none", default.mixup)
+  number("defer_until", "share of the run after which deferred methods act", default.defer_until)
   number("ema_decay", "evaluate a moving average of the params; default none")
   text("route", f"to the meta-gradient, {words(rw.meta.ROUTES)}", default.route)
   whole("eval_every", "steps between evaluations", default.eval_every)
@@ -67,6 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
   number("focal_gamma", "exponent of the rule focal", options.focal_gamma)
   number("class_balanced_beta", "of class_balanced", options.class_balanced_beta)
   number("clip_max_weight", "largest weight of the rule clip", options.clip_max_weight)
+  number("inverse_frequency_power", "of inverse_frequency", options.inverse_frequency_power)
   number("mix_share", "uniform share of mix_with_uniform", options.mix_share)
   number("normalize_decay", "moving average of normalize; default each batch")
   flags.DEFINE_bool(
@@ -78,13 +91,13 @@ def define_flags(values: flags.FlagValues) -> None:
   )
 
 
-def config_of(values: flags.FlagValues) -> Config:
-  """The configuration that the flags ask for."""
+def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
+  """The configuration that the flags ask for, of the default's type."""
   given = {name: value for name, value in values.flag_values_dict().items() if value is not None}
   if "protocol" in given:
     _check.check_protocol(given["protocol"])
-  if not {"method", "rules"} & given.keys():
-    given["method"] = "ce,l2rw"
+  if "rules" in given:
+    given.setdefault("methods", ())
   if "method" in given:
     given["methods"] = _split(given["method"])
   for name, kind, example in (("rules", str, ""), ("seeds", int, "0,1"), ("decay_at", float, ".5")):
@@ -93,8 +106,18 @@ def config_of(values: flags.FlagValues) -> Config:
   if "epochs" in given and "steps" not in given:
     given["steps"] = None  # the protocol's steps give way
   given = with_protocol(given.get("protocol"), given)
-  given["rule_options"] = _methods.RuleOptions(**_fields_of(_methods.RuleOptions, given))
-  return Config(**_fields_of(Config, given))
+  options = _fields_of(_methods.RuleOptions, given)
+  given["rule_options"] = dataclasses.replace(default.rule_options, **options)
+  return dataclasses.replace(default, **_fields_of(type(default), given))
+
+
+def numbers(flag: str, text: str) -> tuple[float, ...]:
+  """The numbers of a flag that lists them.
+
+  Raises:
+    UsageError: if one of them is no number.
+  """
+  return tuple(_parsed(flag, part, float, "0.5,0.9") for part in _split(text))
 
 
 def apply_process_flags(values: flags.FlagValues) -> None:
@@ -123,8 +146,15 @@ def apply_process_flags(values: flags.FlagValues) -> None:
 
 
 def _define(
-  values: flags.FlagValues, define: Any, name: str, help_text: str, default: Any = None
+  values: flags.FlagValues,
+  without: Collection[str],
+  define: Any,
+  name: str,
+  help_text: str,
+  default: Any = None,
 ) -> None:
+  if name in without:
+    return
   # Without a value of its own a flag can tell whether it was given.
   shown = "" if default is None else f"; default {default}"
   define(name, None, help_text + shown, flag_values=values)

@@ -30,6 +30,7 @@ class Phase(NamedTuple):
   tx: optax.GradientTransformation
   uses_meta_batch: bool
   step: _steps.LoopStep
+  balanced_from: int | None = None  # the step of the phase from which batches balance the classes
 
 
 class Schedule(NamedTuple):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 
@@ -19,6 +19,12 @@ class RuleOptions:
   clip_max_weight: float = 5.0
   mix_share: float = 0.1
   normalize_decay: float | None = None
+  inverse_frequency_power: float = 1.0
+
+  def given(self) -> dict[str, Any]:
+    """The numbers that are not the defaults: flag -> value."""
+    default = RuleOptions()
+    return {name: value for name, value in vars(self).items() if value != getattr(default, name)}
 
 
 class Recipe(NamedTuple):
@@ -27,6 +33,8 @@ class Recipe(NamedTuple):
   rules: tuple[str, ...]
   source: str = "train"  # or "meta", the clean set
   finetunes: bool = False  # a second phase on the clean set
+  sampler: str = "shuffled"  # or "balanced", all classes alike
+  is_deferred: bool = False  # rules and sampler wait for the end of the run
 
 
 # Each rule is made of the options, the counts of the (noisy) training labels, and a seed.
@@ -37,6 +45,9 @@ RULES: dict[str, Callable[[RuleOptions, Sequence[int], int], WeightingRule]] = {
   ),
   "clip": lambda options, counts, seed: rw.rules.clip_weights(options.clip_max_weight),
   "focal": lambda options, counts, seed: rw.rules.focal(options.focal_gamma),
+  "inverse_frequency": lambda options, counts, seed: rw.rules.inverse_frequency(
+    counts, options.inverse_frequency_power
+  ),
   "learning_to_reweight": lambda options, counts, seed: rw.meta.learning_to_reweight(),
   "mix_with_uniform": lambda options, counts, seed: rw.rules.mix_with_uniform(options.mix_share),
   "normalize": lambda options, counts, seed: rw.rules.normalize(
@@ -53,13 +64,21 @@ METHODS: dict[str, Recipe] = {
   "clean_only": Recipe(("uniform",), source="meta"),
   "finetune": Recipe(("uniform",), finetunes=True),
   "l2rw": Recipe(("learning_to_reweight",)),
+  "proportion": Recipe(("inverse_frequency",)),
+  "proportion_deferred": Recipe(("inverse_frequency",), is_deferred=True),
+  "class_balanced": Recipe(("class_balanced",)),
+  "class_balanced_deferred": Recipe(("class_balanced",), is_deferred=True),
+  "resample": Recipe(("uniform",), sampler="balanced"),
+  "resample_deferred": Recipe(("uniform",), sampler="balanced", is_deferred=True),
 }
 
+NEEDS_COUNTS = frozenset({"class_balanced", "inverse_frequency"})
 NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight"})
 
 
 def compose(
-  names: Sequence[str], options: RuleOptions, counts: Sequence[int], seed: int
+  names: Sequence[str], options: RuleOptions, counts: Sequence[int], seed: int, burn_in: int = 0
 ) -> WeightingRule:
-  """Chains the named rules in the order given."""
-  return optax.chain(*(RULES[name](options, counts, seed) for name in names))
+  """Chains the named rules in the order given; they wait for `burn_in` steps."""
+  rule = optax.chain(*(RULES[name](options, counts, seed) for name in names))
+  return rw.rules.after_burn_in(rule, burn_in) if burn_in else rule

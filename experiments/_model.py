@@ -9,16 +9,35 @@ import jax.numpy as jnp
 
 import reweight_jax as rw
 from experiments import _evaluation
-from reweight_jax.types import Key, ModelState, Params, PerExampleLoss
+from experiments._config import Config
+from reweight_jax import data
+from reweight_jax.types import ApplyFn, Key, ModelState, Params, PerExampleLoss
 
 
 class Model(NamedTuple):
   """Functions of uint8 images."""
 
   init: Callable[[Key, Any], tuple[Params, ModelState]]
-  loss_fn: PerExampleLoss  # in training mode
+  loss_fn: PerExampleLoss  # cross-entropy, in training mode
   meta_loss_fn: PerExampleLoss  # the same without smoothing and mixup
+  margin_loss_fn: PerExampleLoss  # the unit margin, which rules of emphasis weigh
   predict: _evaluation.Predict
+
+
+def image_model(config: Config, dataset: data.Dataset) -> Model:
+  """The model that a configuration names, for a data set of images.
+
+  Raises:
+    ValueError: if the model does not take the norm.
+  """
+  return make_model(
+    config.model_name(),
+    dataset.num_classes,
+    config.norm,
+    dtype=config.dtype,
+    label_smoothing=config.label_smoothing,
+    mixup=config.mixup,
+  )
 
 
 @functools.lru_cache(maxsize=8)
@@ -42,7 +61,6 @@ def make_model(
   scaled = lambda params, state, inputs, key, train: apply_fn(
     params, state, rw.models.scale_uint8(inputs), key, train
   )
-  plain = rw.losses.from_apply(scaled)
   loss = rw.losses.softmax_cross_entropy
   if label_smoothing:
     loss = rw.losses.smoothed_cross_entropy(label_smoothing)
@@ -54,7 +72,14 @@ def make_model(
       params, state, batch._replace(inputs=rw.models.scale_uint8(batch.inputs)), key
     )
   init = lambda key, inputs: rw.models.init_linen(net, rw.models.scale_uint8(inputs), key)
-  predict = _evaluation.make_predictor(rw.losses.from_apply(scaled, train=False))
+  return from_apply(scaled, init)._replace(loss_fn=loss_fn)
+
+
+def from_apply(apply_fn: ApplyFn, init: Callable[[Key, Any], tuple[Params, ModelState]]) -> Model:
+  """The model of an apply function of the data set's own inputs, and of how its params start."""
+  plain = rw.losses.from_apply(apply_fn)
+  margin = rw.losses.from_apply(apply_fn, rw.losses.unit_margin)
+  predict = _evaluation.make_predictor(rw.losses.from_apply(apply_fn, train=False))
   # Drawing the params compiles 3 times as fast this way, to the same bits.
   options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-  return Model(jax.jit(init, compiler_options=options), loss_fn, plain, predict)
+  return Model(jax.jit(init, compiler_options=options), plain, plain, margin, predict)

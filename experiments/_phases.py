@@ -1,6 +1,7 @@
 """From a configuration to the phases of its runs."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import optax
@@ -59,15 +60,21 @@ def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) 
 
   def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
-    counts = task.class_counts(source) if "class_balanced" in recipe.rules else ()
-    rule = _methods.compose(recipe.rules, config.rule_options, counts, seed)
+    counts = task.class_counts(source) if _methods.NEEDS_COUNTS & set(recipe.rules) else ()
+    rule = _methods.compose(recipe.rules, config.rule_options, counts, seed, burn_in)
     step = _loop_step(
-      model.loss_fn, model.meta_loss_fn, recipe.rules, config.rule_options, counts, tx, options
+      model.loss_fn,
+      model.meta_loss_fn,
+      _Rules(recipe.rules, config.rule_options, counts, burn_in),
+      tx,
+      options,
     )
     uses_meta_batch = bool(_methods.NEEDS_META_BATCH & set(recipe.rules))
-    return Phase(source, num_steps, rule, tx, uses_meta_batch, step)
+    balanced_from = burn_in if recipe.sampler == "balanced" and source == "train" else None
+    return Phase(source, num_steps, rule, tx, uses_meta_batch, step, balanced_from)
 
   num_steps = config.num_steps(len(task.train))
+  burn_in = round(config.defer_until * num_steps) if recipe.is_deferred else 0
   rate, rest = config.rate(), (config.momentum, config.weight_decay)
   main = _optimizer(rate, config.schedule, config.decay_at, num_steps, *rest)
   phases = [phase(recipe.source, num_steps, main)]
@@ -106,18 +113,25 @@ def make_rates(
   return optax.constant_schedule(rate)
 
 
-@functools.lru_cache(maxsize=32)
+class _Rules(NamedTuple):
+  """What rules are made of, apart from the seed."""
+
+  names: tuple[str, ...]
+  options: _methods.RuleOptions
+  counts: tuple[int, ...]
+  burn_in: int
+
+
+@functools.lru_cache(maxsize=64)
 def _loop_step(
   loss_fn: PerExampleLoss,
   meta_loss_fn: PerExampleLoss,
-  rules: tuple[str, ...],
-  rule_options: _methods.RuleOptions,
-  counts: tuple[int, ...],
+  rules: _Rules,
   tx: optax.GradientTransformation,
   options: _steps.StepOptions,
 ) -> _steps.LoopStep:
   # Seed 0 stands for all: rules of several seeds differ in their state alone.
-  rule = _methods.compose(rules, rule_options, counts, 0)
+  rule = _methods.compose(rules.names, rules.options, rules.counts, 0, rules.burn_in)
   return _steps.make_loop_step(loss_fn, meta_loss_fn, rule, tx, options)
 
 

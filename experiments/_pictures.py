@@ -82,6 +82,39 @@ def draw_summary(
   _save(figure, path, None)
 
 
+def draw_error_curves(
+  path: pathlib.Path, summaries: Mapping[float, Mapping[str, Mapping[str, Any]]]
+) -> None:
+  """Draws test error against the share of the frequent class, a line for each method.
+
+  Args:
+    path: the PNG to write.
+    summaries: share -> method -> the numbers of a summary.
+  """
+  figure = _figure(6.5, 4.5)
+  axes = figure.subplots()
+  shares = sorted(summaries)
+  for method in summaries[shares[0]]:
+    last = [summaries[share][method]["last"] for share in shares]
+    axes.errorbar(
+      [100 * (1 - share) for share in shares],
+      [100 * (1 - number["mean"]) for number in last],
+      [100 * (number["std"] or 0) for number in last],
+      marker="o",
+      capsize=3,
+      label=method,
+    )
+  axes.set_xscale("log")
+  axes.invert_xaxis()
+  axes.set_xticks([100 * (1 - share) for share in shares])
+  axes.set_xticklabels([f"{100 * (1 - share):g}" for share in shares])
+  axes.minorticks_off()
+  axes.set_xlabel("share of the rare class, %")
+  axes.set_ylabel("test error at the last step, %")
+  axes.legend()
+  _save(figure, path, None)
+
+
 def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
   """Mean weights between the times at which the ledger was written down."""
   windows, before, last = [], None, 0

@@ -98,9 +98,8 @@ def write_summary(config: Config, summary: Mapping[str, Any]) -> None:
   seeds = "; ".join(
     f"{method} {', '.join(map(str, numbers['seeds']))}" for method, numbers in summary.items()
   )
-  title = f"# {config.dataset}, {config.noise} noise {config.rate_of_noise():g}"
   table = markdown_table(summary)
-  runlog.write_text(workdir / "summary.md", f"{title}\n\n{table}\nSeeds: {seeds}.\n")
+  runlog.write_text(workdir / "summary.md", f"# {config.title()}\n\n{table}\nSeeds: {seeds}.\n")
 
 
 def markdown_table(summary: Mapping[str, Any]) -> str:

@@ -130,18 +130,23 @@ def _positions(
   run: Run, phase: Phase, start: int, stop: int, schedule: Schedule
 ) -> tuple[np.ndarray, np.ndarray]:
   """Positions of the batches and meta batches of the steps from start to stop, `[steps, batch]`."""
+  before = sum(earlier.num_steps for earlier in run.phases[: _lane.phase_at(run.phases, start)[0]])
 
-  def rows(source: str, batch_size: int, seed: int) -> np.ndarray:
+  def rows(source: str, batch_size: int, seed: int, balanced_from: int | None) -> np.ndarray:
     positions = run.task.positions(source)
+    labels = run.task.labels[positions]
     size = min(batch_size, len(positions))
-    steps = range(start, stop)
-    return positions[
-      np.stack([data.batch_indices(len(positions), size, step, seed) for step in steps])
-    ]
+
+    def picked(step: int) -> np.ndarray:
+      if balanced_from is not None and step - before >= balanced_from:
+        return data.balanced_batch_indices(labels, size, step, seed)
+      return data.batch_indices(len(positions), size, step, seed)
+
+    return positions[np.stack([picked(step) for step in range(start, stop)])]
 
   return (
-    rows(phase.source, schedule.batch_size, 2 * run.seed),
-    rows("meta", schedule.meta_batch_size, 2 * run.seed + 1),
+    rows(phase.source, schedule.batch_size, 2 * run.seed, phase.balanced_from),
+    rows("meta", schedule.meta_batch_size, 2 * run.seed + 1, None),
   )
 
 

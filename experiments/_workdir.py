@@ -30,8 +30,10 @@ def path_of(config: Config) -> pathlib.Path:
   if config.workdir:
     return pathlib.Path(config.workdir)
   digest = hashlib.sha256(json.dumps(config.setting(), sort_keys=True).encode()).hexdigest()[:8]
-  noise = f"{config.noise.replace(':', '_')}_{config.rate_of_noise():g}"
-  return pathlib.Path("runs", f"{pathlib.Path(config.dataset).stem}_{noise}_{digest}")
+  short = config.title().replace(config.dataset, pathlib.Path(config.dataset).stem, 1)
+  for old, new in ((", ", "_"), (" noise ", "_"), (" ", "_"), (":", "_"), ("/", "_")):
+    short = short.replace(old, new)
+  return pathlib.Path("runs", f"{short}_{digest}")
 
 
 def run_folder(config: Config, name: str, seed: int) -> pathlib.Path:

@@ -37,6 +37,25 @@ def check_number(
     raise ValueError(f"{name} expects a number {' and '.join(limits)}, got {value}.")
 
 
+def check_table(name: str, values: Any, row: str, *, at_least: float = 0.0) -> np.ndarray:
+  """Returns plain numbers, one for each class or example, or raises ValueError naming the first
+  that is not finite or too small; concrete arrays are read.
+  """
+  table = np.asarray(values)
+  if table.ndim != 1 or table.size == 0 or not np.issubdtype(table.dtype, np.number):
+    raise ValueError(
+      f"{name} expects a vector of one number for each {row}, got {table.dtype} of shape "
+      f"{table.shape}."
+    )
+  good = np.isfinite(table) & (table >= at_least)
+  if not good.all():
+    first = int(np.argmin(good))
+    raise ValueError(
+      f"{name} expects finite numbers >= {at_least:g}, got {table[first]} for {row} {first}."
+    )
+  return table
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
   """Raises ValueError if a word is not one of the choices."""
   if value not in choices:

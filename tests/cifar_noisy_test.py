@@ -286,7 +286,7 @@ class WorkdirTest(CommandTestCase):
     with self.subTest("a finished run is not run again"):
       status, again, stderr = run("--method=ce")
       self.assertEqual((status, again), (0, stdout))
-      self.assertRegex(stderr, "^pair 0.45, ce, seed 0: finished before\n$")
+      self.assertRegex(stderr, "^digits, pair noise 0.45, ce, seed 0: finished before\n$")
       self.assertEqual(_digests(self.workdir / "ce"), first)
 
     with self.subTest("without resume it is refused"):

@@ -47,6 +47,50 @@ def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> n
   return order[position * batch_size : (position + 1) * batch_size].copy()
 
 
+def balanced_batch_indices(labels: np.ndarray, batch_size: int, step: int, seed: int) -> np.ndarray:
+  """Positions of the examples of one training step, all classes alike.
+
+  Every place of the batch draws a class, each with the same chance, and then one of its examples,
+  with replacement: re-sampling, in the words of the literature on rare classes.
+
+  Guarantees: a pure function of its arguments, so that a run can be resumed at any step.
+  Edge cases: a class without examples is never drawn; the same position may come twice in a batch.
+
+  Args:
+    labels: `[examples]` integers of at least 0, the (noisy) labels that training sees.
+    batch_size: at least 1.
+    step: number of the step, at least 0.
+    seed: at least 0.
+
+  Returns:
+    `[batch_size]` int32, each a position in `labels`.
+
+  Raises:
+    ValueError: if there are no labels, or a number is outside its range.
+
+  Source: the Resample baseline of Ren et al. 2018, arXiv 1803.09050, section 4.1.
+
+  Example:
+    >>> labels = np.array([0] * 999 + [1])
+    >>> drawn = labels[balanced_batch_indices(labels, 1000, step=0, seed=0)]
+    >>> print(400 < drawn.sum() < 600)
+    True
+  """
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or not labels.size:
+    raise ValueError(f"expected a vector of at least one label, got shape {labels.shape}.")
+  if batch_size < 1 or step < 0 or seed < 0:
+    raise ValueError(
+      "batch_size must be at least 1, step and seed at least 0, "
+      f"got batch_size={batch_size}, step={step} and seed={seed}."
+    )
+  order = np.argsort(labels, kind="stable")
+  _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+  rng = np.random.default_rng([seed, step])
+  drawn = rng.integers(len(counts), size=batch_size)
+  return order[starts[drawn] + rng.integers(counts[drawn])].astype(np.int32)
+
+
 def batches(
   inputs: Any,
   labels: Any,

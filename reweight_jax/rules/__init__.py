@@ -14,11 +14,12 @@ weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules
 
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.rules.baselines import RandomWeightsState, random_weights, uniform
-from reweight_jax.rules.class_priors import class_balanced
+from reweight_jax.rules.class_priors import class_balanced, class_weights, inverse_frequency
 from reweight_jax.rules.loss_based import loss_transform
 from reweight_jax.rules.probability_based import focal
 from reweight_jax.rules.shaping import (
   NormalizeState,
+  after_burn_in,
   clip_weights,
   mix_with_uniform,
   normalize,
@@ -29,9 +30,12 @@ from reweight_jax.rules.shaping import (
 __all__ = [
   "NormalizeState",
   "RandomWeightsState",
+  "after_burn_in",
   "class_balanced",
+  "class_weights",
   "clip_weights",
   "focal",
+  "inverse_frequency",
   "loss_transform",
   "mix_with_uniform",
   "normalize",

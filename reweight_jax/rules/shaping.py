@@ -211,3 +211,35 @@ def where_examples(predicate: Callable[..., Array], rule: WeightingRule) -> Weig
     return jnp.where(chosen, weights, updates), state
 
   return optax.GradientTransformationExtraArgs(rule.init, update)
+
+
+def after_burn_in(rule: WeightingRule, num_steps: int) -> WeightingRule:
+  """Leaves the weights alone for a number of steps and applies a rule from then on.
+
+  Guarantees: until then the weights pass through bit for bit and the rule's state does not move.
+  Edge cases: with 0 steps it is the rule.
+
+  Args:
+    rule: the rule to be deferred.
+    num_steps: how many steps it waits, >= 0.
+
+  Returns:
+    A rule needing the rule's evidence; a meta rule's alignment is computed during burn-in too.
+
+  Raises:
+    ValueError: if `num_steps` is a negative Python number.
+
+  Source: deferred re-weighting, Cao et al., "Learning Imbalanced Datasets with Label-Distribution-
+    Aware Margin Loss", 2019, arXiv 1906.07413, algorithm 1; by `optax.conditionally_transform`.
+
+  Example:
+    >>> rule = after_burn_in(clip_weights(0.5), num_steps=1)
+    >>> weights, state, evidence = jnp.ones(1), rule.init(jnp.ones(1)), {"mask": jnp.ones(1, bool)}
+    >>> for _ in range(2):
+    ...   out, state = rule.update(weights, state, **evidence)
+    ...   print(out)
+    [1.]
+    [0.5]
+  """
+  check_number("after_burn_in: num_steps", num_steps, at_least=0)
+  return optax.conditionally_transform(rule, lambda step: step >= num_steps)
