@@ -1,10 +1,10 @@
-"""Data: sources of images, label noise, disjoint splits and resumable batches, all in NumPy.
+"""Data: images and texts, label noise, disjoint splits and resumable batches, all in NumPy.
 
 Nothing here knows JAX. Arrays go to the device when a step is called with them. Reading needs
 packages that `import reweight_jax` does not: they are imported when a data set is loaded.
 """
 
-from reweight_jax.data.batching import batch_indices, batches
+from reweight_jax.data.batching import balanced_batch_indices, batch_indices, batches
 from reweight_jax.data.dataset import DataError, Dataset
 from reweight_jax.data.flips import asymmetric_flips
 from reweight_jax.data.human import human_labels
@@ -13,6 +13,7 @@ from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
 from reweight_jax.data.packed import save_npz
 from reweight_jax.data.sources import DATASETS, default_folder, load
 from reweight_jax.data.splits import Split, assert_disjoint, split_indices
+from reweight_jax.data.text import load_lines, load_text, vocabulary_size
 
 __all__ = [
   "DATASETS",
@@ -24,6 +25,7 @@ __all__ = [
   "Split",
   "assert_disjoint",
   "asymmetric_flips",
+  "balanced_batch_indices",
   "batch_indices",
   "batches",
   "corrupt_labels",
@@ -31,6 +33,9 @@ __all__ = [
   "human_labels",
   "imbalanced_indices",
   "load",
+  "load_lines",
+  "load_text",
   "save_npz",
   "split_indices",
+  "vocabulary_size",
 ]

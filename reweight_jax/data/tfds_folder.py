@@ -31,6 +31,10 @@ IMAGE_SHAPES = {
 
 def prepare_command(name: str, folder: str = "FOLDER") -> str:
   """The command that prepares a data set, to be put at the end of an error."""
+  if name not in IMAGE_SHAPES:
+    return (
+      f"`tfds build {name} --data_dir={folder} --file_format=array_record` (needs TensorFlow, once)"
+    )
   return (
     f"`python -m experiments.prepare_data --dataset={name} --data_dir={folder}` in a clone of "
     "reweight_jax (needs TensorFlow, once)"
@@ -49,19 +53,28 @@ def find_folder(name: str, root: pathlib.Path) -> pathlib.Path:
     raise DataError(f"{name}: expected a folder, got the file {root}. Give the folder above it.")
   if (root / "dataset_info.json").exists() or _versions(root):
     parent = root.parent.parent if (root / "dataset_info.json").exists() else root.parent
+    for _ in range(name.count("/")):  # a configuration is one folder more
+      parent = parent.parent
     raise DataError(
       f"{name}: {root} is the folder of a single data set. Give the folder above it, {parent}."
     )
   folder = root / name
   if not folder.is_dir() or not any(folder.iterdir()):
     fault = f"the folder {folder} is empty" if folder.is_dir() else f"there is no folder {folder}"
-    present = [known for known in IMAGE_SHAPES if known != name and (root / known).is_dir()]
+    known = IMAGE_SHAPES if name in IMAGE_SHAPES else sorted(path.name for path in root.iterdir())
+    present = [other for other in known if other != name and (root / other).is_dir()]
     raise DataError(
       f"{name}: {fault}; data sets present: {', '.join(present) or 'none'}. Give another data_dir "
       f"or prepare it with {prepare}."
     )
   versions = _versions(folder)
   if not versions:
+    configs = sorted(path.name for path in folder.iterdir() if path.is_dir() and _versions(path))
+    if configs:
+      raise DataError(
+        f"{name}: {folder} holds configurations of the data set. Give one of them as its name: "
+        f"{', '.join(f'{name}/{config}' for config in configs)}."
+      )
     raise DataError(
       f"{name}: {folder} holds no version folder such as 3.0.2, so preparing it was not finished. "
       f"Prepare it with {prepare}."
@@ -112,36 +125,57 @@ def read_folder(name: str, folder: pathlib.Path) -> Dataset:
   Raises:
     DataError: if a file is missing or damaged, naming it.
   """
-  tfds = import_or_explain("tensorflow_datasets")
-  with _damage_reported(name, folder):
-    builder = tfds.builder_from_directory(folder)
+  builder = open_folder(name, folder)
+  with damage_reported(name, folder):
     names = tuple(builder.info.features["label"].names)
   train_inputs, train_labels, ids = _read_split(name, folder, builder, "train", len(names))
   test_inputs, test_labels, _ = _read_split(name, folder, builder, "test", len(names))
   return Dataset(name, train_inputs, train_labels, test_inputs, test_labels, names, ids)
 
 
-def _read_split(
-  name: str, folder: pathlib.Path, builder: Any, split: str, num_classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The images, labels and ids of one split, each checked against what the folder promises."""
+def open_folder(name: str, folder: pathlib.Path) -> Any:
+  """TensorFlow Datasets' builder of a version folder, which knows its features and splits."""
+  tfds = import_or_explain("tensorflow_datasets")
+  with damage_reported(name, folder):
+    return tfds.builder_from_directory(folder)
+
+
+def read_records(name: str, folder: pathlib.Path, builder: Any, split: str) -> list[Any]:
+  """The records of one split, each a mapping from the name of a feature to its lists of values."""
   if split not in builder.info.splits:
     raise DataError(f"{name}: {folder} has no {split} split. Prepare the whole data set again.")
   # TensorFlow Datasets' own reader of a record spends three times as long on it.
   parse = import_or_explain("tensorflow_datasets.proto.tf_example_generated_pb2").Example.FromString
-  with _damage_reported(name, folder):
-    records = [
+  with damage_reported(name, folder):
+    return [
       parse(record).features.feature for record in _raw_records(name, builder.info.splits[split])
     ]
-    encoded = [record["image"].bytes_list.value[0] for record in records]
+
+
+def read_labels(
+  name: str, folder: pathlib.Path, split: str, records: list[Any], num_classes: int
+) -> np.ndarray:
+  """The feature `label` of records, `[examples]` int32, each checked to be a class."""
+  with damage_reported(name, folder):
     labels = np.array([record["label"].int64_list.value[0] for record in records], np.int32)
-    inputs = _decoded(name, folder, split, encoded)
   outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if outside.size:
     raise DataError(
       f"{name}: expected labels from 0 to {num_classes - 1} in {folder}, got {labels[outside[0]]} "
       f"in row {outside[0]} of {split}. Prepare the data set again."
     )
+  return labels
+
+
+def _read_split(
+  name: str, folder: pathlib.Path, builder: Any, split: str, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The images, labels and ids of one split, each checked against what the folder promises."""
+  records = read_records(name, folder, builder, split)
+  with damage_reported(name, folder):
+    encoded = [record["image"].bytes_list.value[0] for record in records]
+    inputs = _decoded(name, folder, split, encoded)
+  labels = read_labels(name, folder, split, records, num_classes)
   return inputs, labels, _original_positions(name, folder, records)
 
 
@@ -187,7 +221,7 @@ def _raw_records(name: str, split_info: Any) -> list[bytes]:
   for path, expected in zip(split_info.filepaths, split_info.shard_lengths, strict=True):
     if not os.path.exists(path):
       raise DataError(f"{name}: the file {path} is missing. Copy it again or prepare the data set.")
-    with _damage_reported(name, path):
+    with damage_reported(name, path):
       shard = reader(os.fspath(path))
       found = shard.num_records()
       records += shard.read_all() if found else []
@@ -215,7 +249,7 @@ def _original_positions(name: str, folder: pathlib.Path, records: list[Any]) -> 
 
 
 @contextlib.contextmanager
-def _damage_reported(name: str, place: str | os.PathLike[str]) -> Iterator[None]:
+def damage_reported(name: str, place: str | os.PathLike[str]) -> Iterator[None]:
   """Turns whatever the readers raise on damaged files into one line that names the place."""
   try:
     yield
