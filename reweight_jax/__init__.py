@@ -3,7 +3,7 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, losses, metrics, per_example, rules, meta, training, sharding) needs jax
+The core (types, augment, densities, losses, metrics, per_example, rules, meta, training, sharding) needs jax
 and optax. The edges (data, models, checkpointing, runlog, plotting) load on first use.
 """
 
@@ -12,6 +12,7 @@ from types import ModuleType
 
 from reweight_jax import (
   augment,
+  densities,
   ledger,
   losses,
   meta,
@@ -31,6 +32,7 @@ __all__ = [
   "augment",
   "checkpointing",
   "data",
+  "densities",
   "ledger",
   "losses",
   "meta",

@@ -7,6 +7,12 @@ shape works: optax's losses do as they are (`optax.softmax_cross_entropy_with_in
 not have for one example.
 """
 
+from reweight_jax.losses.emphasis import (
+  ARITHMETICS,
+  NORMALIZATIONS,
+  derivative_manipulation,
+  emphasized_margin,
+)
 from reweight_jax.losses.one_example import (
   focal_loss,
   log_error_probability,
@@ -16,16 +22,34 @@ from reweight_jax.losses.one_example import (
   token_cross_entropy,
   unit_margin,
 )
+from reweight_jax.losses.robust import (
+  absolute_error,
+  asymmetric_focal_loss,
+  generalized_cross_entropy,
+  squared_probability_error,
+  symmetric_cross_entropy,
+  taylor_cross_entropy,
+)
 from reweight_jax.losses.whole_batch import from_apply, mixup
 
 __all__ = [
+  "ARITHMETICS",
+  "NORMALIZATIONS",
+  "absolute_error",
+  "asymmetric_focal_loss",
+  "derivative_manipulation",
+  "emphasized_margin",
   "focal_loss",
   "from_apply",
+  "generalized_cross_entropy",
   "log_error_probability",
   "mixup",
   "smoothed_cross_entropy",
   "softmax_cross_entropy",
   "squared_error",
+  "squared_probability_error",
+  "symmetric_cross_entropy",
+  "taylor_cross_entropy",
   "token_cross_entropy",
   "unit_margin",
 ]

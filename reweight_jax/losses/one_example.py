@@ -71,7 +71,8 @@ def unit_margin(logits: Array, label: Array) -> Array:
   With :math:`p` the probability of the label, :math:`\ell = -\tfrac12 \log\frac{p}{1-p}`. The
   gradient is -1/2 at the label and the softmax over the other classes, halved, elsewhere.
 
-  Guarantees: exact at any margin, where weights relative to cross-entropy would overflow.
+  Guarantees: exact at any margin, where weights relative to cross-entropy would overflow; at least
+  float32 inside for logits in bfloat16.
 
   Args:
     logits: `[classes]` floats, at least two classes.
@@ -87,6 +88,7 @@ def unit_margin(logits: Array, label: Array) -> Array:
     >>> print(unit_margin(jnp.array([0.0, 3.0]), 1))
     -1.5
   """
+  logits = at_least_float32(logits)
   return 0.5 * (_logsumexp_of_others(logits, label) - logits[label])
 
 

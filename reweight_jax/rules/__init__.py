@@ -9,14 +9,25 @@ weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules
 | baselines | nothing |
 | loss_based | the losses |
 | probability_based | the probability of the label |
+| emphasis | the same, choosing gradient lengths: derivative manipulation |
 | class_priors | class counts |
 """
 
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.rules.baselines import RandomWeightsState, random_weights, uniform
 from reweight_jax.rules.class_priors import class_balanced, class_weights, inverse_frequency
+from reweight_jax.rules.emphasis import emphasis, exponential_emphasis
 from reweight_jax.rules.loss_based import loss_transform
-from reweight_jax.rules.probability_based import focal
+from reweight_jax.rules.probability_based import (
+  asymmetric_focal,
+  asymmetric_focal_transform,
+  bootstrapped_confidence,
+  focal,
+  focal_transform,
+  generalized_cross_entropy,
+  symmetric_cross_entropy,
+  taylor_cross_entropy,
+)
 from reweight_jax.rules.shaping import (
   NormalizeState,
   after_burn_in,
@@ -31,16 +42,25 @@ __all__ = [
   "NormalizeState",
   "RandomWeightsState",
   "after_burn_in",
+  "asymmetric_focal",
+  "asymmetric_focal_transform",
+  "bootstrapped_confidence",
   "class_balanced",
   "class_weights",
   "clip_weights",
+  "emphasis",
+  "exponential_emphasis",
   "focal",
+  "focal_transform",
+  "generalized_cross_entropy",
   "inverse_frequency",
   "loss_transform",
   "mix_with_uniform",
   "normalize",
   "random_weights",
   "rectify",
+  "symmetric_cross_entropy",
+  "taylor_cross_entropy",
   "uniform",
   "weighting_rule",
   "where_examples",

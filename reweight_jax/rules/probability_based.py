@@ -1,12 +1,14 @@
 """Rules that read the probability which the model gives to the label."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from reweight_jax._validate import check_number
-from reweight_jax.losses import log_error_probability
+from reweight_jax._validate import check_choice, check_number
+from reweight_jax.losses import log_error_probability, softmax_cross_entropy
+from reweight_jax.losses.robust import check_asymmetric
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
@@ -43,6 +45,279 @@ def focal(gamma: ScalarLike = 2.0) -> WeightingRule:
 
   def factor(logits: Array, label: Array) -> Array:
     return jnp.exp(gamma * log_error_probability(logits, label))
+
+  return _of_the_label(factor)
+
+
+def focal_transform(gamma: ScalarLike = 2.0) -> WeightingRule:
+  r"""Trains on the focal loss, exactly: cross-entropy's gradient times that of its transform.
+
+  With :math:`\ell` the cross-entropy the focal loss is :math:`\varphi(\ell) =
+  (1-e^{-\ell})^\gamma \ell`, and the weight :math:`\varphi'(\ell) = (1-p)^\gamma - \gamma p
+  (1-p)^{\gamma-1} \log p`.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; the gradient of
+  the step is that of `losses.focal_loss`. In [0, 1 + gamma]: the weight may exceed 1.
+  Edge cases: `gamma=0` changes nothing.
+
+  Args:
+    gamma: focusing exponent, >= 0.
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if `gamma` is a negative Python number.
+
+  Source: Lin et al. 2017, arXiv 1708.02002, eq. (4), differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((1, 2)), labels=jnp.array([0]))
+    >>> weight = focal_transform(1.0).update(jnp.ones(1), (), **evidence)[0]
+    >>> print(weight == 0.5 + 0.5 * jnp.log(2.0))
+    [ True]
+  """
+  check_number("focal_transform: gamma", gamma, at_least=0)
+
+  def factor(logits: Array, label: Array) -> Array:
+    loss, log_error = softmax_cross_entropy(logits, label), log_error_probability(logits, label)
+    # -log p / (1 - p), which tends to 1 where the example is fitted and both round to 0.
+    ratio = jnp.where(log_error > -10, loss / jnp.exp(jnp.maximum(log_error, -10.0)), 1)
+    return jnp.exp(gamma * log_error) * (1 + gamma * jnp.exp(-loss) * ratio)
+
+  return _of_the_label(factor)
+
+
+def asymmetric_focal(
+  gammas: Sequence[float], shifts: Sequence[float] | None = None
+) -> WeightingRule:
+  r"""The focal factor with an exponent and a shift for each class, as a constant weight.
+
+  Multiplies by :math:`\max(1 - p - m_y, 0)^{\gamma_y}`.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [0, 1].
+  Edge cases: equal exponents without shifts are `focal`; a label outside [0, classes) is clamped to
+  the nearest class.
+
+  Args:
+    gammas: one exponent >= 0 for each class.
+    shifts: one :math:`m` in [0, 1) for each class; None for no shifts.
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if a number is out of range, naming the class.
+
+  Source: Ben-Baruch et al. 2020, arXiv 2009.14119, eqs. (4)-(7). # Departs from eq. (7): the factor
+    is not differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((2, 2)), labels=jnp.array([0, 1]))
+    >>> print(asymmetric_focal((0.0, 2.0)).update(jnp.ones(2), (), **evidence)[0])
+    [1.   0.25]
+  """
+  tables = check_asymmetric(gammas, shifts)
+
+  def factor(logits: Array, label: Array) -> Array:
+    gamma, shift = (jnp.asarray(t, logits.dtype)[jnp.clip(label, 0, t.size - 1)] for t in tables)
+    rest = jnp.exp(log_error_probability(logits, label)) - shift
+    return jnp.where(rest >= 0, jnp.maximum(rest, 0) ** gamma, 0)
+
+  return _of_the_label(factor)
+
+
+def asymmetric_focal_transform(
+  gammas: Sequence[float], shifts: Sequence[float] | None = None
+) -> WeightingRule:
+  r"""Trains on the asymmetric focal loss, exactly.
+
+  With :math:`r = \max(1 - p - m, 0)` multiplies by :math:`r^\gamma p \left(\frac{1}{1-r} -
+  \gamma \frac{\log(1-r)}{r}\right)`, 0 where r is.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; the gradient of
+  the step is that of `losses.asymmetric_focal_loss`.
+  Edge cases: equal exponents without shifts are `focal_transform`.
+
+  Args:
+    gammas: one exponent >= 0 for each class.
+    shifts: one :math:`m` in [0, 1) for each class; None for no shifts.
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if a number is out of range, naming the class.
+
+  Source: Ben-Baruch et al. 2020, arXiv 2009.14119, eqs. (4)-(7), differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((1, 2)), labels=jnp.array([0]))
+    >>> print(asymmetric_focal_transform((0.0, 2.0)).update(jnp.ones(1), (), **evidence)[0])
+    [1.]
+  """
+  tables = check_asymmetric(gammas, shifts)
+
+  def factor(logits: Array, label: Array) -> Array:
+    gamma, shift = (jnp.asarray(t, logits.dtype)[jnp.clip(label, 0, t.size - 1)] for t in tables)
+    loss = softmax_cross_entropy(logits, label)
+    rest = jnp.exp(log_error_probability(logits, label)) - shift
+    log_kept = jnp.logaddexp(-loss, jnp.log(shift))  # log(1 - r), exact without a shift
+    safe = jnp.maximum(rest, 1e-5)
+    ratio = jnp.where(rest > 1e-5, -log_kept / safe, 1)
+    slope = jnp.exp(-loss - log_kept) + gamma * jnp.exp(-loss) * ratio
+    counts = (rest > 0) | ((gamma == 0) & (shift == 0))
+    return jnp.where(counts, jnp.maximum(rest, 0) ** gamma * slope, 0)
+
+  return _of_the_label(factor)
+
+
+def generalized_cross_entropy(
+  q: ScalarLike = 0.7, *, truncate_at: ScalarLike = 0.0
+) -> WeightingRule:
+  r"""Trains on generalized cross-entropy: multiplies by :math:`p^q`, 0 where p is at most a bound.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [0, 1]; the
+  gradient of the step is that of `losses.generalized_cross_entropy`, unless truncated.
+  Edge cases: `q=0` is cross-entropy, `q=1` the absolute error. Truncated, examples that the model
+  finds improbable are pruned: with a bound above 1/classes that is all of them at the start, so
+  burn in first.
+
+  Args:
+    q: in [0, 1].
+    truncate_at: the bound :math:`k`, in [0, 1).
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if a Python number is out of range.
+
+  Source: Zhang and Sabuncu 2018, arXiv 1805.07836, eqs. (6) and (9), differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((1, 4)), labels=jnp.array([2]))
+    >>> print(generalized_cross_entropy(0.5).update(jnp.ones(1), (), **evidence)[0])
+    [0.5]
+  """
+  check_number("generalized_cross_entropy: q", q, at_least=0, at_most=1)
+  check_number("generalized_cross_entropy: truncate_at", truncate_at, at_least=0, below=1)
+
+  def factor(logits: Array, label: Array) -> Array:
+    log_p = -softmax_cross_entropy(logits, label)
+    keeps = (jnp.asarray(truncate_at) == 0) | (jnp.exp(log_p) > truncate_at)
+    return jnp.where(keeps, jnp.exp(q * log_p), 0)
+
+  return _of_the_label(factor)
+
+
+def symmetric_cross_entropy(
+  mu: ScalarLike = 0.1, nu: ScalarLike = 1.0, log_zero: float = -4.0
+) -> WeightingRule:
+  r"""Trains on symmetric cross-entropy: multiplies by :math:`\mu - A \nu p`.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; the gradient of
+  the step is that of `losses.symmetric_cross_entropy`.
+  Edge cases: `nu=0` is cross-entropy times mu.
+
+  Args:
+    mu: share of cross-entropy, >= 0.
+    nu: share of reverse cross-entropy, >= 0.
+    log_zero: :math:`A`, < 0.
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if a Python number is out of range.
+
+  Source: Wang et al. 2019, arXiv 1908.06112, eqs. (6)-(8), differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((1, 4)), labels=jnp.array([2]))
+    >>> print(symmetric_cross_entropy(0.5, 1.0, -4.0).update(jnp.ones(1), (), **evidence)[0])
+    [1.5]
+  """
+  check_number("symmetric_cross_entropy: mu", mu, at_least=0)
+  check_number("symmetric_cross_entropy: nu", nu, at_least=0)
+  check_number("symmetric_cross_entropy: log_zero", log_zero, below=0)
+  return _of_the_label(
+    lambda logits, label: mu - log_zero * nu * jnp.exp(-softmax_cross_entropy(logits, label))
+  )
+
+
+def taylor_cross_entropy(order: int = 2) -> WeightingRule:
+  r"""Trains on the Taylor series of cross-entropy: multiplies by :math:`1 - (1-p)^t`.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [0, 1]; the
+  gradient of the step is that of `losses.taylor_cross_entropy`.
+  Edge cases: order 1 is the absolute error; a growing order tends to cross-entropy.
+
+  Args:
+    order: :math:`t`, at least 1.
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if `order` is below 1.
+
+  Source: Feng et al. 2020 (IJCAI), eq. (5), differentiated.
+
+  Example:
+    >>> evidence = dict(logits=jnp.zeros((1, 4)), labels=jnp.array([2]))
+    >>> print(taylor_cross_entropy(2).update(jnp.ones(1), (), **evidence)[0])
+    [0.4375]
+  """
+  check_number("taylor_cross_entropy: order", order, at_least=1)
+  return _of_the_label(
+    lambda logits, label: -jnp.expm1(order * log_error_probability(logits, label))
+  )
+
+
+def bootstrapped_confidence(share: ScalarLike = 0.8, kind: str = "hard") -> WeightingRule:
+  r"""Trusts a label as far as the model agrees with it: multiplies by :math:`s + (1-s) a_i`.
+
+  :math:`a_i` is whether the label is the model's most probable class ("hard"), or its probability
+  ("soft"). It is what bootstrapping leaves to the given label; the rest, a pull to the model's own
+  prediction, is no weight and is left out.
+
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [share, 1].
+  Edge cases: share 1 changes nothing; of equal logits the first counts as most probable.
+
+  Args:
+    share: weight of a label that the model contradicts, in [0, 1].
+    kind: "hard" or "soft".
+
+  Returns:
+    A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
+
+  Raises:
+    ValueError: if `share` is a Python number outside [0, 1], or the kind is unknown.
+
+  Source: Reed et al., "Training Deep Neural Networks on Noisy Labels with Bootstrapping", 2014,
+    arXiv 1412.6596, eqs. (6) and (7). # Departs from them: the part of the given label alone.
+
+  Example:
+    >>> evidence = dict(logits=jnp.array([[1.0, 0.0], [1.0, 0.0]]), labels=jnp.array([0, 1]))
+    >>> print(bootstrapped_confidence(0.75).update(jnp.ones(2), (), **evidence)[0])
+    [1.   0.75]
+  """
+  check_number("bootstrapped_confidence: share", share, at_least=0, at_most=1)
+  check_choice("bootstrapped_confidence: kind", kind, ("hard", "soft"))
+
+  def factor(logits: Array, label: Array) -> Array:
+    if kind == "soft":
+      agreement = jnp.exp(-softmax_cross_entropy(logits, label))
+    else:
+      agreement = (jnp.argmax(logits) == label).astype(logits.dtype)
+    return share + (1 - share) * agreement
+
+  return _of_the_label(factor)
+
+
+def _of_the_label(factor: Callable[[Array, Array], Array]) -> WeightingRule:
+  """Multiplies by a function of one example's logits and label."""
 
   def weigh(weights: Array, *, logits: Array, labels: Array, **unused: Any) -> Array:
     return weights * jax.vmap(factor)(logits, labels).astype(weights.dtype)
