@@ -5,19 +5,37 @@ weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules
 
 | file | what its rules look at |
 | --- | --- |
-| shaping | the weights themselves |
+| shaping | the weights themselves, and the step |
 | baselines | nothing |
-| loss_based | the losses |
-| probability_based | the probability of the label |
+| loss_based | the loss: transforms, self-paced, SuperLoss |
+| selection | the order of the losses in the batch: small, large, in between |
+| probability_based | the probability of the label: focal and the robust losses |
 | emphasis | the same, choosing gradient lengths: derivative manipulation |
+| gradient_density | how crowded each gradient length is: GHM |
 | class_priors | class counts |
+| importance | densities and class shares of another distribution |
+| by_index | what is known of each example, by its index: RHO, JTT, smoothing |
 """
 
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.rules.baselines import RandomWeightsState, random_weights, uniform
+from reweight_jax.rules.by_index import (
+  SmoothByIndexState,
+  just_train_twice,
+  reducible_loss,
+  smooth_by_index,
+)
 from reweight_jax.rules.class_priors import class_balanced, class_weights, inverse_frequency
 from reweight_jax.rules.emphasis import emphasis, exponential_emphasis
-from reweight_jax.rules.loss_based import loss_transform
+from reweight_jax.rules.gradient_density import GradientHarmonizingState, gradient_harmonizing
+from reweight_jax.rules.importance import importance_ratio, label_shift, label_shift_ratios
+from reweight_jax.rules.loss_based import (
+  SuperLossState,
+  loss_transform,
+  self_paced,
+  self_paced_mixture,
+  super_loss,
+)
 from reweight_jax.rules.probability_based import (
   asymmetric_focal,
   asymmetric_focal_transform,
@@ -28,6 +46,7 @@ from reweight_jax.rules.probability_based import (
   symmetric_cross_entropy,
   taylor_cross_entropy,
 )
+from reweight_jax.rules.selection import hard_mining, large_loss, loss_quantiles, small_loss
 from reweight_jax.rules.shaping import (
   NormalizeState,
   after_burn_in,
@@ -39,8 +58,11 @@ from reweight_jax.rules.shaping import (
 )
 
 __all__ = [
+  "GradientHarmonizingState",
   "NormalizeState",
   "RandomWeightsState",
+  "SmoothByIndexState",
+  "SuperLossState",
   "after_burn_in",
   "asymmetric_focal",
   "asymmetric_focal_transform",
@@ -53,12 +75,26 @@ __all__ = [
   "focal",
   "focal_transform",
   "generalized_cross_entropy",
+  "gradient_harmonizing",
+  "hard_mining",
+  "importance_ratio",
   "inverse_frequency",
+  "just_train_twice",
+  "label_shift",
+  "label_shift_ratios",
+  "large_loss",
+  "loss_quantiles",
   "loss_transform",
   "mix_with_uniform",
   "normalize",
   "random_weights",
   "rectify",
+  "reducible_loss",
+  "self_paced",
+  "self_paced_mixture",
+  "small_loss",
+  "smooth_by_index",
+  "super_loss",
   "symmetric_cross_entropy",
   "taylor_cross_entropy",
   "uniform",

@@ -310,7 +310,7 @@ def bootstrapped_confidence(share: ScalarLike = 0.8, kind: str = "hard") -> Weig
     if kind == "soft":
       agreement = jnp.exp(-softmax_cross_entropy(logits, label))
     else:
-      agreement = (jnp.argmax(logits) == label).astype(logits.dtype)
+      agreement = (jnp.argmax(logits).astype(label.dtype) == label).astype(logits.dtype)
     return share + (1 - share) * agreement
 
   return _of_the_label(factor)
