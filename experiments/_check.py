@@ -1,5 +1,6 @@
 """The check that turns a configuration which cannot be run into one line."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,48 +9,38 @@ import reweight_jax as rw
 from experiments import _methods
 from experiments._config import PROTOCOLS, Config
 from experiments._errors import UsageError
+from experiments._rule_options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, Range
 from reweight_jax import data
 
 SCHEDULES = ("constant", "cosine", "step")
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
 
-_AT_LEAST_0 = (lambda value: value >= 0, "at least 0")
-_AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
-_COUNT = (lambda value: 1 <= value < 2**31, "in [1, 2^31)")
-_COUNT_OR_0 = (lambda value: 0 <= value < 2**31, "in [0, 2^31)")
-_ABOVE_0 = (lambda value: value > 0, "above 0")
-_SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
-_BELOW_1 = (lambda value: 0 <= value < 1, "in [0, 1)")
+_COUNT = Range(lambda value: 1 <= value < 2**31, "in [1, 2^31)")
+_COUNT_OR_0 = Range(lambda value: 0 <= value < 2**31, "in [0, 2^31)")
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-  "noise_rate": _BELOW_1,
-  "imbalance_ratio": _AT_LEAST_1,
+_RANGES: dict[str, Range] = {
+  "noise_rate": BELOW_1,
+  "imbalance_ratio": AT_LEAST_1,
   "meta_size": _COUNT,
   "validation_size": _COUNT_OR_0,
   "batch_size": _COUNT,
   "meta_batch_size": _COUNT,
   "steps": _COUNT,
-  "epochs": _ABOVE_0,
+  "epochs": ABOVE_0,
   "finetune_steps": _COUNT,
-  "learning_rate": _ABOVE_0,
-  "momentum": _BELOW_1,
-  "weight_decay": _AT_LEAST_0,
-  "label_smoothing": _BELOW_1,
-  "mixup": _AT_LEAST_0,
-  "defer_until": _BELOW_1,
-  "ema_decay": _BELOW_1,
+  "learning_rate": ABOVE_0,
+  "momentum": BELOW_1,
+  "weight_decay": AT_LEAST_0,
+  "label_smoothing": BELOW_1,
+  "mixup": AT_LEAST_0,
+  "defer_until": BELOW_1,
+  "ema_decay": BELOW_1,
   "eval_every": _COUNT,
   "checkpoint_every": _COUNT,
   "keep": _COUNT,
   "chunk_steps": _COUNT,
   "parallel_seeds": _COUNT,
-  "focal_gamma": _AT_LEAST_0,
-  "class_balanced_beta": _BELOW_1,
-  "clip_max_weight": _ABOVE_0,
-  "mix_share": _SHARE,
-  "inverse_frequency_power": (math.isfinite, "that is finite"),
-  "normalize_decay": _BELOW_1,
 }
 
 
@@ -58,9 +49,9 @@ def check(config: Config) -> None:
   if config.rules and config.methods:
     raise UsageError("--rules: expected either --method or --rules, got both")
   _check_words(config)
-  numbers = vars(config) | vars(config.rule_options)
   for flag, (is_good, expected) in _RANGES.items():
-    _check_number(flag, numbers[flag], is_good, expected)
+    _check_number(flag, getattr(config, flag), is_good, expected)
+  _check_rule_options(config)
   for seed in config.seeds:
     _check_number("seeds", seed, *_COUNT_OR_0)
   for flag, values in (("seeds", config.seeds), ("method", config.run_names())):
@@ -76,6 +67,45 @@ def check(config: Config) -> None:
       f"got {','.join(map(str, config.decay_at))}"
     )
   _check_pairs(config)
+
+
+def _check_rule_options(config: Config) -> None:
+  options = config.rule_options
+  for field in dataclasses.fields(options):
+    value = getattr(options, field.name)
+    if "words" in field.metadata:
+      _check_word(field.name, value, field.metadata["words"])
+      continue
+    for number in value if isinstance(value, tuple) else (value,):
+      _check_number(field.name, number, *field.metadata["range"])
+  for rule in _rules(config):
+    needed = _methods.NEEDS_OPTIONS.get(rule)
+    if needed and not getattr(options, needed):
+      raise UsageError(f"--{needed}: expected a number for each class for {rule}, got none")
+  if options.self_paced_form == "logarithmic" and options.self_paced_threshold >= 1:
+    raise UsageError(
+      "--self_paced_threshold: expected a number below 1 with --self_paced_form=logarithmic, got "
+      f"{options.self_paced_threshold:g}"
+    )
+  for low, high in (("self_paced_low", "self_paced_high"), ("quantiles_low", "quantiles_high")):
+    if getattr(options, low) >= getattr(options, high):
+      raise UsageError(
+        f"--{high}: expected a number above the {getattr(options, low):g} of --{low}, got "
+        f"{getattr(options, high):g}"
+      )
+  mixed = config.label_smoothing or config.mixup
+  if mixed and _methods.ON_UNIT_MARGIN & _rules(config):
+    raise UsageError(
+      "--label_smoothing and --mixup go with losses on cross-entropy; derivative manipulation "
+      "knows no soft labels: leave them out"
+    )
+
+
+def _rules(config: Config) -> set[str]:
+  """The rules of all methods that the configuration asks for."""
+  if config.rules:
+    return set(config.rules)
+  return {rule for name in config.methods for rule in _methods.METHODS[name].rules}
 
 
 def check_protocol(name: str) -> None:

@@ -97,7 +97,7 @@ def _make_run(
   task: _task.Task,
   seed: int,
 ) -> _lane.Run:
-  phases = _phases.make_phases(config, model, name, task, seed)
+  phases = _phases.make_phases(config, model, name, dataset, task, seed)
   folder = _workdir.run_folder(config, name, seed)
   init = functools.partial(model.init, jax.random.key(seed), dataset.train_inputs[:2])
   return _lane.Run(seed, task, phases, folder, init)

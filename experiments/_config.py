@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import _methods
+from experiments._rule_options import RuleOptions
 
 DEFAULT_STEPS = 600
 DEFAULT_META_BATCH_SIZE = 20
-DEFAULT_RULE_OPTIONS = _methods.RuleOptions()
+DEFAULT_RULE_OPTIONS = RuleOptions()
 MODEL_OF = {
   "digits": "mlp",
   "mnist": "lenet",
@@ -56,9 +56,11 @@ class Config:
   label_smoothing: float = 0.0
   mixup: float = 0.0
   defer_until: float = 0.8
+  reference: str | None = None  # WORKDIR/METHOD of finished runs that jtt, rho, ... build on
+  importance_file: str | None = None
   ema_decay: float | None = None
   route: str = "forward"
-  rule_options: _methods.RuleOptions = DEFAULT_RULE_OPTIONS
+  rule_options: RuleOptions = DEFAULT_RULE_OPTIONS
   eval_every: int = 50
   checkpoint_every: int = 1000
   keep: int = 2

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,35 +13,53 @@ from reweight_jax.types import Array, Batch, Params, PerExampleLoss
 
 BATCH_SIZE = 500
 
-Predict = Callable[[Params, Any, Batch], np.ndarray]
+
+class Predictions(NamedTuple):
+  """What a model says of a whole set."""
+
+  classes: np.ndarray  # [examples] integers, the most probable ones
+  losses: np.ndarray  # [examples] of the labels given, nats
+
+
+Predict = Callable[[Params, Any, Batch], Predictions]
 
 
 def make_predictor(eval_loss_fn: PerExampleLoss) -> Predict:
-  """The predicted classes of a whole set, as `padded` makes it; padding is left out."""
+  """The predictions for a whole set, as `padded` makes it; padding is left out."""
 
   @jax.jit
-  def classes(params: Params, model_state: Any, batch: Batch) -> Array:
-    return jnp.argmax(eval_loss_fn(params, model_state, batch, None).logits, -1)
+  def evaluate(params: Params, model_state: Any, batch: Batch) -> tuple[Array, Array]:
+    outputs = eval_loss_fn(params, model_state, batch, None)
+    return jnp.argmax(outputs.logits, -1), outputs.losses
 
-  def predict(params: Params, model_state: Any, examples: Batch) -> np.ndarray:
+  def predict(params: Params, model_state: Any, examples: Batch) -> Predictions:
     total = examples.mask.shape[0]
     size = min(BATCH_SIZE, total)
     parts = [
-      classes(
+      evaluate(
         params,
         model_state,
         jax.tree.map(operator.itemgetter(slice(start, start + size)), examples),
       )
       for start in range(0, total, size)
     ]
-    return np.concatenate(jax.device_get(parts))[np.asarray(examples.mask)]
+    mask = np.asarray(examples.mask)
+    columns = zip(*jax.device_get(parts), strict=True)
+    return Predictions(*(np.concatenate(column)[mask] for column in columns))
 
   return predict
 
 
-def accuracy(predictions: np.ndarray, examples: Batch) -> float:
-  """The share of predictions that are the examples' labels."""
-  return float(np.mean(predictions == np.asarray(examples.labels)[np.asarray(examples.mask)]))
+def accuracy(predicted: np.ndarray, examples: Batch, *, by_class: bool = False) -> float:
+  """The share of predicted classes that are the labels; by class, the mean of the classes' shares.
+
+  Classes without examples do not count.
+  """
+  labels = np.asarray(examples.labels)[np.asarray(examples.mask)]
+  is_right = predicted == labels
+  if not by_class:
+    return float(np.mean(is_right))
+  return float(np.mean([np.mean(is_right[labels == label]) for label in np.unique(labels)]))
 
 
 def padded(inputs: np.ndarray, labels: np.ndarray) -> Batch | None:

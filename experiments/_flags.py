@@ -14,6 +14,7 @@ import reweight_jax as rw
 from experiments import _check, _methods
 from experiments._config import PROTOCOLS, Config, with_protocol
 from experiments._errors import UsageError
+from experiments._rule_options import RuleOptions
 from reweight_jax import data
 
 DEFAULT = Config(methods=("ce", "l2rw"))
@@ -30,7 +31,6 @@ def define_flags(
     default: the configuration of the command without flags.
     without: names of flags that the command does not have.
   """
-  options = default.rule_options
   words = lambda known: f"one of {', '.join(known)}"
   text, whole, number = (
     functools.partial(_define, values, without, define)
@@ -67,6 +67,8 @@ def define_flags(
   number("label_smoothing", "share of the label spread over all classes", default.label_smoothing)
   number("mixup", "alpha of mixup; 0 is none", default.mixup)
   number("defer_until", "share of the run after which deferred methods act", default.defer_until)
+  text("reference", "WORKDIR/METHOD of finished runs that rho, jtt and label_shift build on")
+  text("importance_file", "NPZ file with arrays index and ratio, for importance_ratio")
   number("ema_decay", "evaluate a moving average of the params; default none")
   text("route", f"to the meta-gradient, {words(rw.meta.ROUTES)}", default.route)
   whole("eval_every", "steps between evaluations", default.eval_every)
@@ -76,12 +78,7 @@ def define_flags(
   whole("parallel_seeds", "seeds side by side; default 1 on CPU, elsewhere as many as fit")
   text("workdir", "folder of the results; default runs/SETTING")
   text("compilation_cache", "folder of compiled programs, or none", "~/.cache/reweight_jax")
-  number("focal_gamma", "exponent of the rule focal", options.focal_gamma)
-  number("class_balanced_beta", "of class_balanced", options.class_balanced_beta)
-  number("clip_max_weight", "largest weight of the rule clip", options.clip_max_weight)
-  number("inverse_frequency_power", "of inverse_frequency", options.inverse_frequency_power)
-  number("mix_share", "uniform share of mix_with_uniform", options.mix_share)
-  number("normalize_decay", "moving average of normalize; default each batch")
+  _define_rule_options(values, default.rule_options)
   flags.DEFINE_bool(
     "resume", True, "go on with runs that the workdir holds; else refuse it", flag_values=values
   )
@@ -100,13 +97,15 @@ def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
     given.setdefault("methods", ())
   if "method" in given:
     given["methods"] = _split(given["method"])
-  for name, kind, example in (("rules", str, ""), ("seeds", int, "0,1"), ("decay_at", float, ".5")):
+  lists = [("rules", str, ""), ("seeds", int, "0,1"), ("decay_at", float, ".5")]
+  lists += [(name, float, "0,2.5") for name in _option_lists()]
+  for name, kind, example in lists:
     if name in given:
       given[name] = tuple(_parsed(name, part, kind, example) for part in _split(given[name]))
   if "epochs" in given and "steps" not in given:
     given["steps"] = None  # the protocol's steps give way
   given = with_protocol(given.get("protocol"), given)
-  options = _fields_of(_methods.RuleOptions, given)
+  options = _fields_of(RuleOptions, given)
   given["rule_options"] = dataclasses.replace(default.rule_options, **options)
   return dataclasses.replace(default, **_fields_of(type(default), given))
 
@@ -143,6 +142,25 @@ def apply_process_flags(values: flags.FlagValues) -> None:
     return  # a home that cannot be written to is no reason not to train
   jax.config.update("jax_compilation_cache_dir", str(place))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _define_rule_options(values: flags.FlagValues, default: RuleOptions) -> None:
+  """A flag for each number of a rule; which method or rule reads it is told by its name."""
+  for field in dataclasses.fields(RuleOptions):
+    value, known = getattr(default, field.name), field.metadata
+    define: Any = flags.DEFINE_float
+    if "words" in known or field.name in _option_lists():
+      define = flags.DEFINE_string
+    elif isinstance(value, int):
+      define = flags.DEFINE_integer
+    words = f", one of {', '.join(known['words'])}" if "words" in known else ""
+    shown = value if field.name not in _option_lists() else None
+    _define(values, (), define, field.name, known["help"] + words, shown)
+
+
+def _option_lists() -> list[str]:
+  fields = dataclasses.fields(RuleOptions)
+  return [field.name for field in fields if isinstance(field.default, tuple)]
 
 
 def _define(

@@ -1,5 +1,6 @@
 """A run on its way: its phases, what it carries, where it stands, and the files that it writes."""
 
+import functools
 import pathlib
 import sys
 import time
@@ -42,6 +43,7 @@ class Schedule(NamedTuple):
   checkpoint_every: int  # steps
   chunk_steps: int = 1  # steps in one program; 1: a Python loop
   keep: int = 2  # checkpoints
+  validates_by_class: bool = False  # validation accuracy is the mean over classes
   ema_decay: float | None = None
 
 
@@ -142,11 +144,12 @@ def next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.
 
 def make_row(lane: Lane, setup: Setup) -> dict[str, Any]:
   params, model_state = lane.carry.evaluated()
-  test = setup.predict(params, model_state, setup.test)
+  test = setup.predict(params, model_state, setup.test).classes
   on_validation = None
   if lane.validation is not None:
-    predictions = setup.predict(params, model_state, lane.validation)
-    on_validation = _evaluation.accuracy(predictions, lane.validation)
+    predicted = setup.predict(params, model_state, lane.validation).classes
+    by_class = setup.schedule.validates_by_class
+    on_validation = _evaluation.accuracy(predicted, lane.validation, by_class=by_class)
   return {
     "step": lane.done,
     **_steps.averages(lane.carry.tally),
@@ -172,8 +175,20 @@ def write_window(lane: Lane) -> None:
 def write_results(lane: Lane, setup: Setup) -> None:
   """Writes the last predictions, and what every training example was given."""
   task, entries = lane.run.task, lane.carry.ledger
-  predictions = setup.predict(*lane.carry.evaluated(), setup.test)
-  runlog.write_npz(lane.run.folder / "predictions.npz", {"test_prediction": predictions})
+  predict = functools.partial(setup.predict, *lane.carry.evaluated())
+  real = np.asarray(setup.test.mask)
+  said = {
+    "test_prediction": predict(setup.test).classes,
+    "test_label": np.asarray(setup.test.labels)[real],
+    "validation_prediction": np.zeros(0, np.int32),
+    "validation_label": task.labels[task.validation],
+  }
+  if lane.validation is not None:
+    said["validation_prediction"] = predict(lane.validation).classes
+  runlog.write_npz(lane.run.folder / "predictions.npz", said)
+  train = _evaluation.padded(np.asarray(setup.inputs[task.train]), task.labels[task.train])
+  assert train is not None  # there is always something to train on
+  on_train = predict(train)
   runlog.write_npz(
     lane.run.folder / "weights.npz",
     {
@@ -182,6 +197,8 @@ def write_results(lane: Lane, setup: Setup) -> None:
       "is_noisy": task.is_noisy[task.train],
       "mean_weight": np.asarray(ledger.mean_weights(entries))[task.train],
       "last_weight": np.asarray(entries.last_weight)[task.train],
+      "last_loss": on_train.losses,
+      "last_prediction": on_train.classes,
     },
   )
 

@@ -1,30 +1,15 @@
 """Methods: the recipes that `--method` names and the rules that `--rules` composes."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optax
 
 import reweight_jax as rw
+from experiments._rule_options import RuleOptions
+from reweight_jax import densities, rules
+from reweight_jax.densities import Density
 from reweight_jax.types import WeightingRule
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleOptions:
-  """Numbers that rules take from flags, each named after its rule."""
-
-  focal_gamma: float = 2.0
-  class_balanced_beta: float = 0.999
-  clip_max_weight: float = 5.0
-  mix_share: float = 0.1
-  normalize_decay: float | None = None
-  inverse_frequency_power: float = 1.0
-
-  def given(self) -> dict[str, Any]:
-    """The numbers that are not the defaults: flag -> value."""
-    default = RuleOptions()
-    return {name: value for name, value in vars(self).items() if value != getattr(default, name)}
 
 
 class Recipe(NamedTuple):
@@ -37,25 +22,105 @@ class Recipe(NamedTuple):
   is_deferred: bool = False  # rules and sampler wait for the end of the run
 
 
-# Each rule is made of the options, the counts of the (noisy) training labels, and a seed.
-RULES: dict[str, Callable[[RuleOptions, Sequence[int], int], WeightingRule]] = {
-  "align": lambda options, counts, seed: rw.meta.align(),
-  "class_balanced": lambda options, counts, seed: rw.rules.class_balanced(
-    counts, options.class_balanced_beta
+class Facts(NamedTuple):
+  """What rules know of a seed's task and of its reference run; only what they need is filled in."""
+
+  counts: tuple[int, ...] = ()  # how often each (noisy) training label comes
+  num_classes: int = 0
+  num_examples: int = 0
+  examples: Any = None  # `_reference.Examples`: numbers by position in the data set
+
+
+_DENSITIES: dict[str, Callable[[RuleOptions], Density]] = {
+  "exponential_emphasis": lambda o: densities.exponential_of_beta(o.dm_beta, o.dm_lam),
+  "imae_emphasis": lambda o: densities.improved_mean_absolute_error(o.imae_temperature),
+  "normal_emphasis": lambda o: densities.normal(o.normal_beta, o.normal_mode),
+  "beta_emphasis": lambda o: densities.beta(o.beta_alpha, o.beta_eta),
+  "uniform_emphasis": lambda o: densities.uniform(),
+  "cross_entropy_emphasis": lambda o: densities.cross_entropy(),
+  "absolute_emphasis": lambda o: densities.mean_absolute_error(),
+  "squared_emphasis": lambda o: densities.mean_squared_error(),
+  "generalized_emphasis": lambda o: densities.generalized_cross_entropy(o.gce_q),
+}
+
+
+def _emphasis(density: Callable[[RuleOptions], Density], normalization: str | None) -> Any:
+  def make(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule:
+    del facts, seed
+    kind = normalization or options.dm_normalization
+    return rules.emphasis(density(options), kind, options.dm_arithmetic)
+
+  return make
+
+
+# Each rule is made of the options, the facts of the task, and a seed.
+RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
+  "align": lambda o, facts, seed: rw.meta.align(),
+  "asymmetric_focal": lambda o, facts, seed: rules.asymmetric_focal(
+    o.asymmetric_focal_gammas, o.asymmetric_focal_shifts or None
   ),
-  "clip": lambda options, counts, seed: rw.rules.clip_weights(options.clip_max_weight),
-  "focal": lambda options, counts, seed: rw.rules.focal(options.focal_gamma),
-  "inverse_frequency": lambda options, counts, seed: rw.rules.inverse_frequency(
-    counts, options.inverse_frequency_power
+  "asymmetric_focal_transform": lambda o, facts, seed: rules.asymmetric_focal_transform(
+    o.asymmetric_focal_gammas, o.asymmetric_focal_shifts or None
   ),
-  "learning_to_reweight": lambda options, counts, seed: rw.meta.learning_to_reweight(),
-  "mix_with_uniform": lambda options, counts, seed: rw.rules.mix_with_uniform(options.mix_share),
-  "normalize": lambda options, counts, seed: rw.rules.normalize(
-    "mean", decay=options.normalize_decay
+  "bootstrapped_confidence": lambda o, facts, seed: rules.bootstrapped_confidence(
+    o.bootstrap_share, o.bootstrap_kind
   ),
-  "random_weights": lambda options, counts, seed: rw.rules.random_weights(seed),
-  "rectify": lambda options, counts, seed: rw.rules.rectify(),
-  "uniform": lambda options, counts, seed: rw.rules.uniform(),
+  "class_balanced": lambda o, facts, seed: rules.class_balanced(
+    facts.counts, o.class_balanced_beta
+  ),
+  "class_weights": lambda o, facts, seed: rules.class_weights(o.class_weights),
+  "clip": lambda o, facts, seed: rules.clip_weights(o.clip_max_weight),
+  "focal": lambda o, facts, seed: rules.focal(o.focal_gamma),
+  "focal_transform": lambda o, facts, seed: rules.focal_transform(o.focal_gamma),
+  "generalized_cross_entropy": lambda o, facts, seed: rules.generalized_cross_entropy(
+    o.gce_q, truncate_at=o.gce_truncate_at
+  ),
+  "gradient_harmonizing": lambda o, facts, seed: rules.gradient_harmonizing(
+    o.ghm_bins, o.ghm_decay
+  ),
+  "hard_mining": lambda o, facts, seed: rules.hard_mining(facts.num_classes),
+  "importance_ratio": lambda o, facts, seed: rules.importance_ratio(
+    facts.examples.ratios, power=o.importance_power
+  ),
+  "inverse_frequency": lambda o, facts, seed: rules.inverse_frequency(
+    facts.counts, o.inverse_frequency_power
+  ),
+  "just_train_twice": lambda o, facts, seed: rules.just_train_twice(
+    facts.examples.is_error, o.jtt_factor
+  ),
+  "label_shift": lambda o, facts, seed: rules.label_shift(
+    facts.examples.confusion, facts.examples.target_predictions
+  ),
+  "large_loss": lambda o, facts, seed: rules.large_loss(o.large_loss_keep, o.select_of),
+  "learning_to_reweight": lambda o, facts, seed: rw.meta.learning_to_reweight(),
+  "loss_quantiles": lambda o, facts, seed: rules.loss_quantiles(
+    o.quantiles_low, o.quantiles_high, o.select_of
+  ),
+  "mix_with_uniform": lambda o, facts, seed: rules.mix_with_uniform(o.mix_share),
+  "normalize": lambda o, facts, seed: rules.normalize("mean", decay=o.normalize_decay),
+  "random_weights": lambda o, facts, seed: rules.random_weights(seed),
+  "rectify": lambda o, facts, seed: rules.rectify(),
+  "reducible_loss": lambda o, facts, seed: rules.reducible_loss(facts.examples.losses, o.rho_keep),
+  "self_paced": lambda o, facts, seed: rules.self_paced(o.self_paced_threshold, o.self_paced_form),
+  "self_paced_mixture": lambda o, facts, seed: rules.self_paced_mixture(
+    o.self_paced_low, o.self_paced_high
+  ),
+  "small_loss": lambda o, facts, seed: rules.small_loss(o.small_loss_keep, o.select_of),
+  "smooth_by_index": lambda o, facts, seed: rules.smooth_by_index(
+    facts.num_examples, o.smooth_decay
+  ),
+  "super_loss": lambda o, facts, seed: rules.super_loss(
+    o.super_loss_lam, threshold=o.super_loss_threshold, decay=o.super_loss_decay
+  ),
+  "symmetric_cross_entropy": lambda o, facts, seed: rules.symmetric_cross_entropy(
+    o.sce_mu, o.sce_nu, o.sce_log_zero
+  ),
+  "taylor_cross_entropy": lambda o, facts, seed: rules.taylor_cross_entropy(o.taylor_order),
+  "uniform": lambda o, facts, seed: rules.uniform(),
+  **{name: _emphasis(density, None) for name, density in _DENSITIES.items()},
+  # The losses themselves, without the normalization of derivative manipulation.
+  "absolute_error": _emphasis(_DENSITIES["absolute_emphasis"], "none"),
+  "squared_probability_error": _emphasis(_DENSITIES["squared_emphasis"], "none"),
 }
 
 METHODS: dict[str, Recipe] = {
@@ -64,21 +129,69 @@ METHODS: dict[str, Recipe] = {
   "clean_only": Recipe(("uniform",), source="meta"),
   "finetune": Recipe(("uniform",), finetunes=True),
   "l2rw": Recipe(("learning_to_reweight",)),
+  # Derivative manipulation: the length of an example's gradient, chosen.
+  "dm": Recipe(("exponential_emphasis",)),
+  "imae": Recipe(("imae_emphasis",)),
+  "uniform_dn": Recipe(("uniform_emphasis",)),
+  "normal_dn": Recipe(("normal_emphasis",)),
+  "beta_dn": Recipe(("beta_emphasis",)),
+  "ce_dn": Recipe(("cross_entropy_emphasis",)),
+  "mae_dn": Recipe(("absolute_emphasis",)),
+  "mse_dn": Recipe(("squared_emphasis",)),
+  "gce_dn": Recipe(("generalized_emphasis",)),
+  # Losses of the label's probability.
+  "mae": Recipe(("absolute_error",)),
+  "mse": Recipe(("squared_probability_error",)),
+  "gce": Recipe(("generalized_cross_entropy",)),
+  "sce": Recipe(("symmetric_cross_entropy",)),
+  "taylor_ce": Recipe(("taylor_cross_entropy",)),
+  "focal": Recipe(("focal",)),
+  "focal_loss": Recipe(("focal_transform",)),
+  "asymmetric_focal": Recipe(("asymmetric_focal",)),
+  "asymmetric_focal_loss": Recipe(("asymmetric_focal_transform",)),
+  "bootstrapped": Recipe(("bootstrapped_confidence",)),
+  # By the loss.
+  "self_paced": Recipe(("self_paced",)),
+  "self_paced_mixture": Recipe(("self_paced_mixture",)),
+  "small_loss": Recipe(("small_loss", "normalize")),
+  "large_loss": Recipe(("large_loss", "normalize")),
+  "trimmed": Recipe(("loss_quantiles", "normalize")),
+  "super_loss": Recipe(("super_loss",)),
+  "ghm": Recipe(("gradient_harmonizing",)),
+  # By another run (--reference) or a file.
+  "rho": Recipe(("reducible_loss", "normalize")),
+  "jtt": Recipe(("just_train_twice",)),
+  "label_shift": Recipe(("label_shift",)),
+  "importance": Recipe(("importance_ratio",)),
+  # By class.
+  "class_weights": Recipe(("class_weights",)),
   "proportion": Recipe(("inverse_frequency",)),
   "proportion_deferred": Recipe(("inverse_frequency",), is_deferred=True),
   "class_balanced": Recipe(("class_balanced",)),
   "class_balanced_deferred": Recipe(("class_balanced",), is_deferred=True),
   "resample": Recipe(("uniform",), sampler="balanced"),
   "resample_deferred": Recipe(("uniform",), sampler="balanced", is_deferred=True),
+  "hard_mining": Recipe(("hard_mining", "normalize")),
 }
 
-NEEDS_COUNTS = frozenset({"class_balanced", "inverse_frequency"})
 NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight"})
+NEEDS_COUNTS = frozenset({"class_balanced", "inverse_frequency"})
+NEEDS_REFERENCE = frozenset({"just_train_twice", "label_shift", "reducible_loss"})
+NEEDS_RATIOS = frozenset({"importance_ratio"})
+ON_UNIT_MARGIN = frozenset({*_DENSITIES, "absolute_error", "squared_probability_error"})
+"""The rules whose base loss is the unit margin."""
+
+NEEDS_OPTIONS = {
+  "asymmetric_focal": "asymmetric_focal_gammas",
+  "asymmetric_focal_transform": "asymmetric_focal_gammas",
+  "class_weights": "class_weights",
+}
+"""Rule -> the option without which it cannot be made."""
 
 
 def compose(
-  names: Sequence[str], options: RuleOptions, counts: Sequence[int], seed: int, burn_in: int = 0
+  names: Sequence[str], options: RuleOptions, facts: Facts, seed: int, burn_in: int = 0
 ) -> WeightingRule:
   """Chains the named rules in the order given; they wait for `burn_in` steps."""
-  rule = optax.chain(*(RULES[name](options, counts, seed) for name in names))
-  return rw.rules.after_burn_in(rule, burn_in) if burn_in else rule
+  rule = optax.chain(*(RULES[name](options, facts, seed) for name in names))
+  return rules.after_burn_in(rule, burn_in) if burn_in else rule

@@ -6,11 +6,14 @@ from typing import NamedTuple
 import jax
 import optax
 
-from experiments import _methods, _steps
+from experiments import _methods, _reference, _steps
 from experiments._config import WITHOUT_FLIPS, Config
+from experiments._errors import UsageError
 from experiments._lane import Phase, Schedule
 from experiments._model import Model
+from experiments._rule_options import RuleOptions
 from experiments._task import Task
+from reweight_jax import data
 from reweight_jax.types import PerExampleLoss
 
 
@@ -33,23 +36,40 @@ def make_schedule(config: Config) -> Schedule:
     chunk_steps=chunk,
     keep=config.keep,
     ema_decay=config.ema_decay,
+    validates_by_class=config.imbalance != "none",
   )
 
 
-def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) -> list[Phase]:
+def make_phases(
+  config: Config, model: Model, name: str, dataset: data.Dataset, task: Task, seed: int
+) -> list[Phase]:
   """The phases of one run.
 
   Args:
     config: the command's configuration.
     model: losses in training mode.
     name: the method, one of `config.run_names()`.
+    dataset: what the task is drawn from.
     task: the seed's task.
     seed: the seed, of rules that draw.
 
   Raises:
     ValueError: if a rule does not take its options or the task's class counts.
+    UsageError: if what a rule needs beside the task is missing or does not fit it.
   """
   recipe = _recipe(config, name)
+  names = set(recipe.rules)
+  examples = None
+  if names & (_methods.NEEDS_REFERENCE | _methods.NEEDS_RATIOS):
+    examples = _reference.read(
+      config,
+      dataset,
+      task,
+      seed,
+      ratios=bool(names & _methods.NEEDS_RATIOS),
+      reference=bool(names & _methods.NEEDS_REFERENCE),
+    )
+  _check_sizes(config.rule_options, names, task.num_classes)
   options = _steps.StepOptions(
     config.route,
     config.augment_kind(),
@@ -60,16 +80,17 @@ def make_phases(config: Config, model: Model, name: str, task: Task, seed: int) 
 
   def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
-    counts = task.class_counts(source) if _methods.NEEDS_COUNTS & set(recipe.rules) else ()
-    rule = _methods.compose(recipe.rules, config.rule_options, counts, seed, burn_in)
+    counts = task.class_counts(source) if _methods.NEEDS_COUNTS & names else ()
+    facts = _methods.Facts(counts, task.num_classes, len(task.labels), examples)
+    rule = _methods.compose(recipe.rules, config.rule_options, facts, seed, burn_in)
     step = _loop_step(
-      model.loss_fn,
+      model.margin_loss_fn if _methods.ON_UNIT_MARGIN & names else model.loss_fn,
       model.meta_loss_fn,
-      _Rules(recipe.rules, config.rule_options, counts, burn_in),
+      _Rules(recipe.rules, config.rule_options, facts, burn_in),
       tx,
       options,
     )
-    uses_meta_batch = bool(_methods.NEEDS_META_BATCH & set(recipe.rules))
+    uses_meta_batch = bool(_methods.NEEDS_META_BATCH & names)
     balanced_from = burn_in if recipe.sampler == "balanced" and source == "train" else None
     return Phase(source, num_steps, rule, tx, uses_meta_batch, step, balanced_from)
 
@@ -113,12 +134,21 @@ def make_rates(
   return optax.constant_schedule(rate)
 
 
+def _check_sizes(options: RuleOptions, names: set[str], num_classes: int) -> None:
+  """Lists of a number for each class must have that length: a rule would clamp the rest."""
+  flags = {_methods.NEEDS_OPTIONS[name] for name in names & _methods.NEEDS_OPTIONS.keys()}
+  for flag in sorted(flags):
+    size = len(getattr(options, flag))
+    if size != num_classes:
+      raise UsageError(f"--{flag}: expected {num_classes} numbers, one for each class, got {size}")
+
+
 class _Rules(NamedTuple):
   """What rules are made of, apart from the seed."""
 
   names: tuple[str, ...]
-  options: _methods.RuleOptions
-  counts: tuple[int, ...]
+  options: RuleOptions
+  facts: _methods.Facts
   burn_in: int
 
 
@@ -131,7 +161,7 @@ def _loop_step(
   options: _steps.StepOptions,
 ) -> _steps.LoopStep:
   # Seed 0 stands for all: rules of several seeds differ in their state alone.
-  rule = _methods.compose(rules.names, rules.options, rules.counts, 0, rules.burn_in)
+  rule = _methods.compose(rules.names, rules.options, rules.facts, 0, rules.burn_in)
   return _steps.make_loop_step(loss_fn, meta_loss_fn, rule, tx, options)
 
 

@@ -22,6 +22,7 @@ import optax
 import reweight_jax as rw
 from experiments._config import Config
 from experiments._errors import UsageError
+from experiments._rule_options import RuleOptions
 from reweight_jax import runlog
 
 
@@ -74,11 +75,14 @@ def check(config: Config) -> None:
       f"--noresume: {next(folder for folder in begun if folder.exists())} holds a run already; "
       "leave --noresume out to go on with it, delete that folder, or choose another --workdir"
     )
+  # What a setting leaves out, or an older program did not know, has its default.
+  default = type(config)().setting() | vars(RuleOptions())
   for folder in sorted(_all_folders(config)):
     found = _setting_there(folder)
-    if found is not None and found != asked:
+    if found is not None and default | found != default | asked:
+      difference = _difference(default | found, default | asked)
       raise UsageError(
-        f"--workdir: {folder} was made with another configuration: {_difference(found, asked)}; "
+        f"--workdir: {folder} was made with another configuration: {difference}; "
         "choose another --workdir or delete that folder"
       )
 

@@ -26,6 +26,8 @@ from experiments import (
   _methods,
   _model,
   _phases,
+  _reference,
+  _rule_options,
   _task,
   _workdir,
   cifar_noisy,
@@ -81,7 +83,7 @@ class BadFlagsTest(CommandTestCase):
       "--dataset: expected one of digits, .*cifar100, a file FILE.npz; got 'svhn'",
       "--dataset=svhn",
     ),
-    ("--method: expected one of ce, .*l2rw; got 'mwn'", "--method=ce,mwn"),
+    ("--method: expected one of ce, .*l2rw, .*; got 'mwn'", "--method=ce,mwn"),
     ("--noise: expected one of none, .*; got 'pairs'", "--noise=pairs"),
     ("--model: expected one of mlp, .*; got 'vgg'", "--model=vgg"),
     ("--norm: expected one of batch, .*; got 'layer'", "--norm=layer"),
@@ -186,17 +188,76 @@ class BadFlagsTest(CommandTestCase):
     self.assert_refused("--workdir: cannot write to .*file/work.*Not a directory")
 
   def test_ranges_are_those_of_the_rules(self):
-    outside = {"focal_gamma": -1, "class_balanced_beta": 1.5, "clip_max_weight": 0, "mix_share": 2,
-               "normalize_decay": 1}  # fmt: skip
-    self.assertEqual(
-      list(outside), [field.name for field in dataclasses.fields(_methods.RuleOptions)]
+    outside = {
+      "asymmetric_focal_gammas": ((1.0, -1.0), "asymmetric_focal"),
+      "asymmetric_focal_shifts": ((0.0, -0.1), "asymmetric_focal"),
+      "beta_alpha": (0, "beta_emphasis"),
+      "beta_eta": (0, "beta_emphasis"),
+      "bootstrap_kind": ("warm", "bootstrapped_confidence"),
+      "bootstrap_share": (1.1, "bootstrapped_confidence"),
+      "class_balanced_beta": (1.5, "class_balanced"),
+      "class_weights": ((1.0, -1.0), "class_weights"),
+      "clip_max_weight": (0, "clip"),
+      "dm_arithmetic": ("sloppy", "exponential_emphasis"),
+      "dm_beta": (float("nan"), "exponential_emphasis"),
+      "dm_lam": (-0.5, "exponential_emphasis"),
+      "dm_normalization": ("sum", "exponential_emphasis"),
+      "focal_gamma": (-1, "focal"),
+      "gce_q": (2, "generalized_cross_entropy"),
+      "gce_truncate_at": (1, "generalized_cross_entropy"),
+      "ghm_bins": (0, "gradient_harmonizing"),
+      "ghm_decay": (1, "gradient_harmonizing"),
+      "imae_temperature": (float("inf"), "imae_emphasis"),
+      "importance_power": (-1, "importance_ratio"),
+      "inverse_frequency_power": (float("nan"), "inverse_frequency"),
+      "jtt_factor": (-1, "just_train_twice"),
+      "large_loss_keep": (0, "large_loss"),
+      "mix_share": (2, "mix_with_uniform"),
+      "normal_beta": (float("inf"), "normal_emphasis"),
+      "normal_mode": (-1, "normal_emphasis"),
+      "normalize_decay": (1, "normalize"),
+      "quantiles_high": (1.5, "loss_quantiles"),
+      "quantiles_low": (-0.5, "loss_quantiles"),
+      "rho_keep": (0, "reducible_loss"),
+      "sce_log_zero": (0, "symmetric_cross_entropy"),
+      "sce_mu": (-1, "symmetric_cross_entropy"),
+      "sce_nu": (-1, "symmetric_cross_entropy"),
+      "select_of": ("set", "small_loss"),
+      "self_paced_form": ("soft", "self_paced"),
+      "self_paced_high": (0.5, "self_paced_mixture"),
+      "self_paced_low": (0, "self_paced_mixture"),
+      "self_paced_threshold": (0, "self_paced"),
+      "small_loss_keep": (1.5, "small_loss"),
+      "smooth_decay": (1, "smooth_by_index"),
+      "super_loss_decay": (1, "super_loss"),
+      "super_loss_lam": (0, "super_loss"),
+      "super_loss_threshold": (float("nan"), "super_loss"),
+      "taylor_order": (0, "taylor_cross_entropy"),
+    }
+    fields = dataclasses.fields(_rule_options.RuleOptions)
+    self.assertEqual(list(outside), [field.name for field in fields])
+    examples = _reference.Examples(np.ones(4), np.ones(4, bool), np.eye(2), np.ones(2), np.ones(4))
+    facts = _methods.Facts((1, 1), 2, 4, examples)
+    for name, (value, rule) in outside.items():
+      given = {"asymmetric_focal_gammas": (1.0, 1.0), name: value}
+      options = _rule_options.RuleOptions(**given)
+      with self.subTest(name):
+        with self.assertRaises(ValueError):
+          _methods.compose((rule,), options, facts, 0)
+        with self.assertRaisesRegex(_errors.UsageError, f"--{name}: "):
+          _check.check(_config.Config(methods=("ce",), rule_options=options))
+
+  def test_every_rule_can_be_made_and_is_part_of_a_method_or_shapes_one(self):
+    options = _rule_options.RuleOptions(
+      asymmetric_focal_gammas=(0.0, 1.0), class_weights=(1.0, 2.0)
     )
-    for name, value in outside.items():
-      options = _methods.RuleOptions(**{name: value})
-      with self.assertRaises(ValueError):
-        _methods.compose(tuple(_methods.RULES), options, (1, 1), 0)
-      with self.assertRaisesRegex(_errors.UsageError, f"--{name}: "):
-        _check.check(_config.Config(methods=("ce",), rule_options=options))
+    examples = _reference.Examples(np.ones(4), np.ones(4, bool), np.eye(2), np.ones(2), np.ones(4))
+    facts = _methods.Facts((1, 1), 2, 4, examples)
+    for name in _methods.RULES:
+      _methods.compose((name,), options, facts, 0)
+    shaping = {"align", "clip", "mix_with_uniform", "rectify", "smooth_by_index"}
+    used = {rule for recipe in _methods.METHODS.values() for rule in recipe.rules}
+    self.assertEqual(used | shaping, set(_methods.RULES))
 
 
 class FlagsTest(parameterized.TestCase):
@@ -329,7 +390,8 @@ class WorkdirTest(CommandTestCase):
     task = _make_task(seed)
     with np.load(folder / "weights.npz") as entries:
       self.assertEqual({name: entries[name].shape for name in entries}, dict.fromkeys(
-        ("index", "given_label", "is_noisy", "mean_weight", "last_weight"), (1080,)))  # fmt: skip
+        ("index", "given_label", "is_noisy", "mean_weight", "last_weight", "last_loss",
+         "last_prediction"), (1080,)))  # fmt: skip
       np.testing.assert_array_equal(entries["index"], data.load("digits").train_ids[task.train])
       np.testing.assert_array_equal(entries["given_label"], task.labels[task.train])
 
@@ -353,7 +415,9 @@ class RulesTest(parameterized.TestCase):
     self.assertEqual(config.run_names(), ("class_balanced+focal+normalize",))
     task = _make_task(0)
     model = _model.make_model("mlp", 10, None)
-    (phase,) = _phases.make_phases(config, model, config.run_names()[0], task, 0)
+    (phase,) = _phases.make_phases(
+      config, model, config.run_names()[0], data.load("digits"), task, 0
+    )
     counts = np.bincount(task.labels[task.train]).tolist()
     expected = optax.chain(
       rw.rules.class_balanced(counts, 0.999), rw.rules.focal(2.0), rw.rules.normalize("mean")

@@ -77,7 +77,7 @@ class ProcessTestCase(parameterized.TestCase):
     """The last checkpoints, ledgers and logs are equal, bit for bit but for the clock."""
     digits, config = data.load("digits"), _flags.config_of(parse(*self.ARGV))
     model, task = _model.make_model("mlp", 10, None), _task.make_task(config, digits, 0)
-    phases = _phases.make_phases(config, model, self.METHOD, task, 0)
+    phases = _phases.make_phases(config, model, self.METHOD, digits, task, 0)
     init = functools.partial(model.init, jax.random.key(0), digits.train_inputs[:2])
     run = _lane.Run(0, task, phases, self.root, init)
     like = _lane.begin(run, self.TOTAL, _phases.make_schedule(config))

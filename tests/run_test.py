@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
+import reweight_jax as rw
 from experiments import (
   _errors,
   _evaluation,
@@ -102,7 +103,10 @@ class PhasesTest(runs.RunTestCase):
     self.train("finetune", config=config)
     self.train("ce", config=dataclasses.replace(config, methods=("ce",)))
     self.assertEqual(self.rows("finetune")[:2], self.rows("ce"))
-    chex.assert_trees_all_equal(self.weights("finetune"), self.weights("ce"))
+    tuned, plain = self.weights("finetune"), self.weights("ce")
+    for name in ("last_loss", "last_prediction"):  # of the params at the end
+      self.assertTrue((tuned.pop(name) != plain.pop(name)).any())
+    chex.assert_trees_all_equal(tuned, plain)
     before = self.carry("ce", config=dataclasses.replace(config, methods=("ce",))).state
     after = self.carry("finetune", config=config).state
     self.assertEqual((before.step, after.step), (6, 10))
@@ -133,7 +137,9 @@ class PhasesTest(runs.RunTestCase):
 
   def test_only_meta_rules_get_the_meta_batch(self):
     config = dataclasses.replace(runs.CONFIG, methods=(), rules=("focal", "align", "rectify"))
-    make = functools.partial(_phases.make_phases, model=runs.linear_model(), task=self.task, seed=0)
+    make = functools.partial(
+      _phases.make_phases, model=runs.linear_model(), dataset=runs.dataset(), task=self.task, seed=0
+    )
     (aligned,) = make(config, name="focal+align+rectify")
     (plain,) = make(dataclasses.replace(config, rules=("focal",)), name="focal")
     self.assertEqual((aligned.uses_meta_batch, plain.uses_meta_batch), (True, False))
@@ -207,13 +213,18 @@ class BooksTest(runs.RunTestCase):
 
   @parameterized.parameters(1, 499, 500, 501)
   def test_padding_does_not_count_in_accuracy(self, size):
-    class_of = lambda params, state, batch, key: mock.Mock(logits=jax.nn.one_hot(batch.inputs, 3))
+    class_of = lambda params, state, batch, key: rw.types.Outputs(
+      batch.inputs / 2, jax.nn.one_hot(batch.inputs, 3)
+    )
     labels = np.arange(size, dtype=np.int32) % 3
     inputs = np.where(np.arange(size) % 5 == 0, labels, (labels + 1) % 3)
     examples = _evaluation.padded(inputs, labels)
     predictions = _evaluation.make_predictor(class_of)((), (), examples)
-    np.testing.assert_array_equal(predictions, inputs)
-    self.assertAlmostEqual(_evaluation.accuracy(predictions, examples), -(-size // 5) / size)
+    np.testing.assert_array_equal(predictions.classes, inputs)
+    np.testing.assert_array_equal(predictions.losses, inputs / 2)
+    self.assertAlmostEqual(
+      _evaluation.accuracy(predictions.classes, examples), -(-size // 5) / size
+    )
 
 
 class NotFiniteTest(runs.RunTestCase):

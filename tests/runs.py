@@ -24,6 +24,7 @@ from experiments import (
   _task,
 )
 from experiments._config import Config
+from experiments._rule_options import RuleOptions
 from reweight_jax import checkpointing, data, runlog
 
 # A method with state everywhere: a rule that draws, a moving average, momentum, two phases.
@@ -39,7 +40,7 @@ CONFIG = Config(
   checkpoint_every=2,
   ema_decay=0.9,
   augment="paper",
-  rule_options=_methods.RuleOptions(normalize_decay=0.9),
+  rule_options=RuleOptions(normalize_decay=0.9),
 )
 TOTAL = 10
 
@@ -103,7 +104,7 @@ class RunTestCase(parameterized.TestCase):
 
   def make_run(self, folder, config=CONFIG, task=None, seed=0):
     model, task = linear_model(), task or make_task(seed)
-    phases = _phases.make_phases(config, model, config.run_names()[0], task, seed)
+    phases = _phases.make_phases(config, model, config.run_names()[0], dataset(), task, seed)
     (self.root / folder).mkdir(exist_ok=True)
     init = functools.partial(model.init, jax.random.key(seed), dataset().train_inputs[:2])
     return _lane.Run(seed, task, phases, self.root / folder, init)

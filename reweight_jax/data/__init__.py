@@ -10,7 +10,7 @@ from reweight_jax.data.flips import asymmetric_flips
 from reweight_jax.data.human import human_labels
 from reweight_jax.data.imbalance import IMBALANCES, imbalanced_indices
 from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
-from reweight_jax.data.packed import save_npz
+from reweight_jax.data.packed import read_npz, save_npz
 from reweight_jax.data.sources import DATASETS, default_folder, load
 from reweight_jax.data.splits import Split, assert_disjoint, split_indices
 from reweight_jax.data.text import load_lines, load_text, vocabulary_size
@@ -35,6 +35,7 @@ __all__ = [
   "load",
   "load_lines",
   "load_text",
+  "read_npz",
   "save_npz",
   "split_indices",
   "vocabulary_size",

@@ -1,0 +1,100 @@
+"""The numbers that rules take from flags: one field a flag, named after its rule."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from reweight_jax import losses
+
+
+class Range(NamedTuple):
+  """Which values are right, and how to say so."""
+
+  holds: Callable[[Any], bool]
+  words: str
+
+
+AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
+AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
+ABOVE_0 = Range(lambda value: value > 0, "above 0")
+BELOW_0 = Range(lambda value: value < 0, "below 0")
+SHARE = Range(lambda value: 0 <= value <= 1, "in [0, 1]")
+SHARE_ABOVE_0 = Range(lambda value: 0 < value <= 1, "in (0, 1]")
+BELOW_1 = Range(lambda value: 0 <= value < 1, "in [0, 1)")
+FINITE = Range(math.isfinite, "that is finite")
+
+
+def _number(default: float | None, range_: Range, help_text: str) -> Any:
+  return dataclasses.field(default=default, metadata={"help": help_text, "range": range_})
+
+
+def _word(default: str, words: Sequence[str], help_text: str) -> Any:
+  return dataclasses.field(default=default, metadata={"help": help_text, "words": tuple(words)})
+
+
+def _list(help_text: str) -> Any:
+  return dataclasses.field(default=(), metadata={"help": help_text, "range": AT_LEAST_0})
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
+  """What rules take, with their defaults; a flag's help and its range stand beside each."""
+
+  asymmetric_focal_gammas: tuple[float, ...] = _list("an exponent for each class")
+  asymmetric_focal_shifts: tuple[float, ...] = _list("a shift for each class; default none")
+  beta_alpha: float = _number(2.0, ABOVE_0, "of the rule beta_emphasis")
+  beta_eta: float = _number(2.0, ABOVE_0, "of the rule beta_emphasis")
+  bootstrap_kind: str = _word("hard", ("hard", "soft"), "of the rule bootstrapped_confidence")
+  bootstrap_share: float = _number(0.8, SHARE, "what a contradicted label keeps")
+  class_balanced_beta: float = _number(0.999, BELOW_1, "of the rule class_balanced")
+  class_weights: tuple[float, ...] = _list("a factor for each class")
+  clip_max_weight: float = _number(5.0, ABOVE_0, "largest weight of the rule clip")
+  dm_arithmetic: str = _word("exact", losses.ARITHMETICS, "of derivative manipulation")
+  dm_beta: float = _number(8.0, FINITE, "sharpness of exponential_emphasis, the method dm")
+  dm_lam: float = _number(0.5, AT_LEAST_0, "lambda of the same: mode at lambda / (lambda + 1)")
+  dm_normalization: str = _word("batch", losses.NORMALIZATIONS, "of derivative manipulation")
+  focal_gamma: float = _number(2.0, AT_LEAST_0, "exponent of focal and focal_transform")
+  gce_q: float = _number(0.7, SHARE, "of generalized cross-entropy")
+  gce_truncate_at: float = _number(0.0, BELOW_1, "probability at which it is cut off; 0 is none")
+  ghm_bins: int = _number(30, AT_LEAST_1, "of the rule gradient_harmonizing")
+  ghm_decay: float = _number(0.75, BELOW_1, "of its moving histogram")
+  imae_temperature: float = _number(8.0, FINITE, "of the method imae")
+  importance_power: float = _number(1.0, AT_LEAST_0, "exponent of importance_ratio")
+  inverse_frequency_power: float = _number(1.0, FINITE, "exponent of inverse_frequency")
+  jtt_factor: float = _number(20.0, AT_LEAST_0, "weight of the reference run's errors")
+  large_loss_keep: float = _number(0.5, SHARE_ABOVE_0, "share that the rule large_loss keeps")
+  mix_share: float = _number(0.1, SHARE, "uniform share of mix_with_uniform")
+  normal_beta: float = _number(8.0, FINITE, "sharpness of normal_emphasis")
+  normal_mode: float = _number(0.5, AT_LEAST_0, "mode of normal_emphasis")
+  normalize_decay: float | None = _number(
+    None, BELOW_1, "moving average of normalize; default each batch"
+  )
+  quantiles_high: float = _number(0.9, SHARE_ABOVE_0, "upper quantile of loss_quantiles")
+  quantiles_low: float = _number(0.1, BELOW_1, "lower quantile of loss_quantiles")
+  rho_keep: float = _number(0.1, SHARE_ABOVE_0, "share that the rule reducible_loss keeps")
+  sce_log_zero: float = _number(-4.0, BELOW_0, "log 0 of symmetric cross-entropy")
+  sce_mu: float = _number(0.1, AT_LEAST_0, "its share of cross-entropy")
+  sce_nu: float = _number(1.0, AT_LEAST_0, "its share of reverse cross-entropy")
+  select_of: str = _word("batch", ("batch", "class"), "what selections by loss select from")
+  self_paced_form: str = _word("hard", ("hard", "linear", "logarithmic"), "of the rule self_paced")
+  self_paced_high: float = _number(2.0, ABOVE_0, "loss from which self_paced_mixture gives 0")
+  self_paced_low: float = _number(1.0, ABOVE_0, "loss up to which it gives 1")
+  self_paced_threshold: float = _number(2.0, ABOVE_0, "of the rule self_paced, nats")
+  small_loss_keep: float = _number(0.5, SHARE_ABOVE_0, "share that the rule small_loss keeps")
+  smooth_decay: float = _number(0.9, BELOW_1, "of the rule smooth_by_index")
+  super_loss_decay: float = _number(0.9, BELOW_1, "of its running threshold")
+  super_loss_lam: float = _number(1.0, ABOVE_0, "lambda of the rule super_loss, nats")
+  super_loss_threshold: float | None = _number(
+    None, FINITE, "its threshold, nats; default the running mean loss"
+  )
+  taylor_order: int = _number(2, AT_LEAST_1, "terms of Taylor cross-entropy")
+
+  def given(self) -> dict[str, Any]:
+    """The values that are not the defaults: flag -> value, as in JSON."""
+    default = RuleOptions()
+    return {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in vars(self).items()
+      if value != getattr(default, name)
+    }
