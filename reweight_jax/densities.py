@@ -252,11 +252,15 @@ def taylor_cross_entropy(order: int = 2) -> Density:
     ValueError: if `order` is below 1.
   """
   check_number("taylor_cross_entropy: order", order, at_least=1)
-  # expm1 keeps what 1 - (1 - p)^t would lose where p is small.
-  return Density(
-    _name("Taylor cross-entropy", order),
-    lambda log_p, log_q: math.log(2) + log_q + jnp.log(-jnp.expm1(order * log_q)),
-  )
+
+  def log_weight(log_p: Array, log_q: Array) -> Array:
+    # expm1 keeps what 1 - (1 - p)^t would lose where p is small, and t p stays where it underflows.
+    small = log_p < -40
+    factor = -jnp.expm1(order * jnp.where(small, -1, log_q))
+    slope = jnp.log(jnp.asarray(order, log_p.dtype))
+    return math.log(2) + log_q + jnp.where(small, slope + log_p, jnp.log(factor))
+
+  return Density(_name("Taylor cross-entropy", order), log_weight)
 
 
 def improved_mean_absolute_error(temperature: ScalarLike = 8.0) -> Density:
@@ -296,7 +300,8 @@ def from_function(weight: Callable[[Array], Array], name: str = "user") -> Densi
   if not callable(weight):
     raise TypeError(f"from_function expects a function of the probability, got {weight!r}.")
   grid = np.linspace(0, 1, 1001)
-  values = np.asarray(weight(jnp.asarray(grid, jnp.float32)))
+  with jax.ensure_compile_time_eval():  # also where the density is made under jit
+    values = np.asarray(weight(jnp.asarray(grid, jnp.float32)))
   if values.shape not in (grid.shape, ()):
     raise ValueError(
       "from_function expects an elementwise function: of 1001 probabilities it returned shape "
@@ -367,9 +372,11 @@ def mode(density: Density) -> float:
   low, high = 0.0, 1.0
   for _ in range(4):
     grid = np.linspace(low, high, 1001)
-    with jax.enable_x64(True):
-      values = np.asarray(density(jnp.asarray(grid)))
-    if low == 0 and high == 1 and np.ptp(values) <= 1e-12 * np.max(values):
+    # Logarithms tell weights apart that overflow, and one infinite weight from all being equal.
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+      p = jnp.asarray(grid)
+      values = np.asarray(density.log_weight(jnp.log(p), jnp.log1p(-p)))
+    if low == 0 and high == 1 and np.ptp(values) <= 1e-12:
       return math.nan
     best, width = grid[int(np.argmax(values))], (high - low) / 500
     low, high = max(best - width, 0.0), min(best + width, 1.0)
@@ -385,7 +392,7 @@ def _moment(density: Density, power: int) -> float:
   # In the margin the integrand decays exponentially on both sides, and the trapezoid rule converges
   # exponentially, whatever the slope at p = 0.
   margins, width = np.linspace(-200, 200, 8001, retstep=True)
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), jax.ensure_compile_time_eval():
     log_p, log_q = log_probabilities(jnp.asarray(margins))
     integrand = jnp.exp(power * density.log_weight(log_p, log_q) + log_p + log_q)
     return float(width * jnp.sum(integrand))

@@ -164,7 +164,7 @@ def _released(
   weights = jnp.exp(density.log_weight(jnp.log(inside), jnp.log1p(-given)))
   real = jnp.where(mask, weights, 0)
   scale = _scale(real, mask, normalization, _SUM_EPSILON[arithmetic])
-  is_label = jax.nn.one_hot(labels, logits.shape[1])
+  is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=probabilities.dtype)
   directions = (probabilities - is_label) / (2 * (1 - given) + epsilon)[:, None]
   directions = jax.lax.stop_gradient(directions).astype(logits.dtype)
   return jnp.sum(directions * logits, axis=1), (weights * scale).astype(logits.dtype)

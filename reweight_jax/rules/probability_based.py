@@ -81,8 +81,7 @@ def focal_transform(gamma: ScalarLike = 2.0) -> WeightingRule:
 
   def factor(logits: Array, label: Array) -> Array:
     loss, log_error = softmax_cross_entropy(logits, label), log_error_probability(logits, label)
-    # -log p / (1 - p), which tends to 1 where the example is fitted and both round to 0.
-    ratio = jnp.where(log_error > -10, loss / jnp.exp(jnp.maximum(log_error, -10.0)), 1)
+    ratio = _log_ratio(jnp.exp(log_error), loss)
     return jnp.exp(gamma * log_error) * (1 + gamma * jnp.exp(-loss) * ratio)
 
   return _of_the_label(factor)
@@ -163,9 +162,7 @@ def asymmetric_focal_transform(
     loss = softmax_cross_entropy(logits, label)
     rest = jnp.exp(log_error_probability(logits, label)) - shift
     log_kept = jnp.logaddexp(-loss, jnp.log(shift))  # log(1 - r), exact without a shift
-    safe = jnp.maximum(rest, 1e-5)
-    ratio = jnp.where(rest > 1e-5, -log_kept / safe, 1)
-    slope = jnp.exp(-loss - log_kept) + gamma * jnp.exp(-loss) * ratio
+    slope = jnp.exp(-loss - log_kept) + gamma * jnp.exp(-loss) * _log_ratio(rest, -log_kept)
     counts = (rest > 0) | ((gamma == 0) & (shift == 0))
     return jnp.where(counts, jnp.maximum(rest, 0) ** gamma * slope, 0)
 
@@ -314,6 +311,12 @@ def bootstrapped_confidence(share: ScalarLike = 0.8, kind: str = "hard") -> Weig
     return share + (1 - share) * agreement
 
   return _of_the_label(factor)
+
+
+def _log_ratio(error: Array, loss: Array) -> Array:
+  """-log(1 - r) / r, given both; from r alone where the loss has lost its digits, 1 at 0."""
+  small = jnp.clip(error, 1e-30, 0.5)
+  return jnp.where(error < 0.5, -jnp.log1p(-small) / small, loss / jnp.maximum(error, 0.5))
 
 
 def _of_the_label(factor: Callable[[Array, Array], Array]) -> WeightingRule:
