@@ -24,6 +24,7 @@ _RANGES: dict[str, Range] = {
   "imbalance_ratio": AT_LEAST_1,
   "meta_size": _COUNT,
   "validation_size": _COUNT_OR_0,
+  "train_size": _COUNT,
   "batch_size": _COUNT,
   "meta_batch_size": _COUNT,
   "steps": _COUNT,

@@ -33,8 +33,13 @@ class Job(NamedTuple):
   make_model: Callable[[Any, data.Dataset], _model.Model]
 
 
+@functools.lru_cache(maxsize=1)  # a study runs many commands on one data set
+def _load(name: str, data_dir: str | None) -> data.Dataset:
+  return data.load(name, data_dir)
+
+
 IMAGES = Job(
-  load=lambda config: data.load(config.dataset, config.data_dir),
+  load=lambda config: _load(config.dataset, config.data_dir),
   make_task=_task.make_task,
   make_model=_model.image_model,
 )

@@ -49,6 +49,7 @@ def define_flags(
   number("imbalance_ratio", "largest class to smallest, at least 1", default.imbalance_ratio)
   whole("meta_size", "clean examples, stratified by class", default.meta_size)
   whole("validation_size", "noisy examples for selection", default.validation_size)
+  whole("train_size", "training examples; default all that meta and validation leave")
   text("augment", f"{words(rw.augment.AUGMENTS)}; default paper for CIFAR, else none")
   text("model", f"{words(rw.models.MODELS)}; default by data set")
   text("norm", f"{words(rw.models.NORMS)}; default the model's own")

@@ -1,5 +1,6 @@
 """Methods: the recipes that `--method` names and the rules that `--rules` composes."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,6 @@ class Facts(NamedTuple):
 
 
 _DENSITIES: dict[str, Callable[[RuleOptions], Density]] = {
-  "exponential_emphasis": lambda o: densities.exponential_of_beta(o.dm_beta, o.dm_lam),
   "imae_emphasis": lambda o: densities.improved_mean_absolute_error(o.imae_temperature),
   "normal_emphasis": lambda o: densities.normal(o.normal_beta, o.normal_mode),
   "beta_emphasis": lambda o: densities.beta(o.beta_alpha, o.beta_eta),
@@ -51,6 +51,17 @@ def _emphasis(density: Callable[[RuleOptions], Density], normalization: str | No
     return rules.emphasis(density(options), kind, options.dm_arithmetic)
 
   return make
+
+
+def _exponential_emphasis(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule:
+  """With beta and lambda in its state, so that a study compiles one step for all of them."""
+  del facts, seed
+  kind, arithmetic = options.dm_normalization, options.dm_arithmetic
+  rule = rules.exponential_emphasis(options.dm_beta, options.dm_lam, kind, arithmetic)
+  if kind == "area":  # its integral needs plain numbers
+    return rule
+  injected = optax.inject_hyperparams(rules.exponential_emphasis, ("normalization", "arithmetic"))
+  return injected(options.dm_beta, options.dm_lam, kind, arithmetic)
 
 
 # Each rule is made of the options, the facts of the task, and a seed.
@@ -117,6 +128,7 @@ RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   ),
   "taylor_cross_entropy": lambda o, facts, seed: rules.taylor_cross_entropy(o.taylor_order),
   "uniform": lambda o, facts, seed: rules.uniform(),
+  "exponential_emphasis": _exponential_emphasis,
   **{name: _emphasis(density, None) for name, density in _DENSITIES.items()},
   # The losses themselves, without the normalization of derivative manipulation.
   "absolute_error": _emphasis(_DENSITIES["absolute_emphasis"], "none"),
@@ -178,7 +190,9 @@ NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight"})
 NEEDS_COUNTS = frozenset({"class_balanced", "inverse_frequency"})
 NEEDS_REFERENCE = frozenset({"just_train_twice", "label_shift", "reducible_loss"})
 NEEDS_RATIOS = frozenset({"importance_ratio"})
-ON_UNIT_MARGIN = frozenset({*_DENSITIES, "absolute_error", "squared_probability_error"})
+ON_UNIT_MARGIN = frozenset(
+  {"exponential_emphasis", *_DENSITIES, "absolute_error", "squared_probability_error"}
+)
 """The rules whose base loss is the unit margin."""
 
 NEEDS_OPTIONS = {
@@ -187,6 +201,13 @@ NEEDS_OPTIONS = {
   "class_weights": "class_weights",
 }
 """Rule -> the option without which it cannot be made."""
+
+
+def compiled_options(names: Sequence[str], options: RuleOptions) -> RuleOptions:
+  """The options that a compiled step knows: without those that live in the rules' states."""
+  if "exponential_emphasis" in names and options.dm_normalization != "area":
+    return dataclasses.replace(options, dm_beta=RuleOptions.dm_beta, dm_lam=RuleOptions.dm_lam)
+  return options
 
 
 def compose(

@@ -86,7 +86,12 @@ def make_phases(
     step = _loop_step(
       model.margin_loss_fn if _methods.ON_UNIT_MARGIN & names else model.loss_fn,
       model.meta_loss_fn,
-      _Rules(recipe.rules, config.rule_options, facts, burn_in),
+      _Rules(
+        recipe.rules,
+        _methods.compiled_options(recipe.rules, config.rule_options),
+        facts,
+        burn_in,
+      ),
       tx,
       options,
     )

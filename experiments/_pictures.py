@@ -115,6 +115,49 @@ def draw_error_curves(
   _save(figure, path, None)
 
 
+def draw_modes(
+  path: pathlib.Path,
+  results: Mapping[float, Mapping[str, Mapping[str, Any]]],
+  betas: Mapping[float, Sequence[float]],
+  baselines: Sequence[str],
+) -> None:
+  """Draws accuracy against beta for every mode, at every noise rate; last and best apart.
+
+  Args:
+    path: the PNG to write.
+    results: noise rate -> setting -> the numbers of a summary.
+    betas: lambda -> its betas.
+    baselines: settings drawn as horizontal lines.
+  """
+  columns = {"last": "last step", "best": "best seen on test (not a result)"}
+  figure = _figure(3.4 * len(results) + 1, 6.5)
+  grid = figure.subplots(2, len(results), squeeze=False, sharex=True, sharey="col")
+  for row, (column, words) in zip(grid, columns.items(), strict=True):
+    for axes, (rate, numbers) in zip(row, results.items(), strict=True):
+      for style, name in zip(("-", "--", ":", "-."), baselines, strict=False):
+        level = 100 * numbers[name][column]["mean"]
+        axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name)
+      for lam, choices in betas.items():
+        found = [numbers[f"lam_{lam:g}_beta_{beta:g}"][column] for beta in choices]
+        axes.errorbar(
+          choices,
+          [100 * number["mean"] for number in found],
+          [100 * (number["std"] or 0) for number in found],
+          marker="o",
+          markersize=4,
+          capsize=2,
+          label=f"lambda {lam:g} (mode {lam / (lam + 1):.2g})",
+        )
+      axes.set_title(f"noise {100 * rate:g} %, {words}", fontsize=9)
+  for axes in grid[-1]:
+    axes.set_xlabel("beta")
+  for row in grid:
+    row[0].set_ylabel("test accuracy, %")
+  handles, names = grid[0][0].get_legend_handles_labels()
+  figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
+  _save(figure, path, None)
+
+
 def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
   """Mean weights between the times at which the ledger was written down."""
   windows, before, last = [], None, 0

@@ -107,8 +107,8 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
   head = ["method", *COLUMNS.values(), "AUROC of weights", "zero weights", "effective batch"]
   lines = [" | ".join(head), " | ".join(["---"] * len(head))]
   for method, numbers in summary.items():
-    cells = [method, *(_percent(numbers[name]) for name in COLUMNS)]
-    cells += [_plain(numbers["weight_auroc"], ".2f"), _percent(numbers["zero_weight_share"])]
+    cells = [method, *(percent(numbers[name]) for name in COLUMNS)]
+    cells += [_plain(numbers["weight_auroc"], ".2f"), percent(numbers["zero_weight_share"])]
     cells += [_plain(numbers["effective_sample_size"], ".0f")]
     lines.append(" | ".join(cells))
   return "".join(f"| {line} |\n" for line in lines)
@@ -130,7 +130,8 @@ def _number(metric: Any, scores: np.ndarray, positive: np.ndarray) -> float | No
   return float(metric(scores, positive))
 
 
-def _percent(value: Mapping[str, float | None]) -> str:
+def percent(value: Mapping[str, float | None]) -> str:
+  """A number of a summary in percent, with its spread if there is one."""
   if value["mean"] is None:
     return "-"
   mean = f"{100 * value['mean']:.1f}"

@@ -46,6 +46,8 @@ def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
     validation_size=config.validation_size,
     rng=rng,
   )
+  if config.train_size is not None:
+    split = split._replace(train=_some(split.train, config.train_size, seed))
   if config.imbalance != "none":
     split = split._replace(
       train=_thinned(config, clean, split.train, num_classes, seed),
@@ -59,6 +61,15 @@ def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
   return Task(
     labels, split.train, split.meta, split.validation, labels != clean, dataset.num_classes
   )
+
+
+def _some(part: np.ndarray, size: int, seed: int) -> np.ndarray:
+  if size > len(part):
+    raise ValueError(
+      f"--train_size: expected at most the {len(part)} examples that meta and validation leave, "
+      f"got {size}"
+    )
+  return np.sort(np.random.default_rng([seed, 3]).choice(part, size, replace=False))
 
 
 def _thinned(
