@@ -47,6 +47,13 @@ _RANGES: dict[str, Range] = {
 
 def check(config: Config) -> None:
   """Raises UsageError, one line, for the first setting that cannot be run."""
+  if not config.dataset.endswith(".npz"):
+    _check_word("dataset", config.dataset, (*data.DATASETS, "a file FILE.npz"))
+  check_numbers(config)
+
+
+def check_numbers(config: Config) -> None:
+  """The same, whatever the data set is."""
   if config.rules and config.methods:
     raise UsageError("--rules: expected either --method or --rules, got both")
   _check_words(config)
@@ -160,8 +167,6 @@ def _check_words(config: Config) -> None:
   for flag, (choices, words) in known.items():
     for word in words:
       _check_word(flag, word, choices)
-  if not config.dataset.endswith(".npz"):
-    _check_word("dataset", config.dataset, (*data.DATASETS, "a file FILE.npz"))
   if not config.noise.startswith("human:"):
     _check_word("noise", config.noise, (*data.NOISES, "human:KIND"))
 

@@ -31,6 +31,7 @@ class Job(NamedTuple):
   load: Callable[[Any], data.Dataset]  # of the configuration
   make_task: Callable[[Any, data.Dataset, int], _task.Task]  # and of the seed
   make_model: Callable[[Any, data.Dataset], _model.Model]
+  check: Callable[[Any], None] = _check.check  # before anything is read
 
 
 @functools.lru_cache(maxsize=1)  # a study runs many commands on one data set
@@ -62,7 +63,7 @@ def run(
     RunError: if a loss is not finite, or the workdir vanishes.
     StoppedError: after SIGTERM or Ctrl-C, once the state is saved.
   """
-  _check.check(config)
+  job.check(config)
   _workdir.check(config)
   dataset = job.load(config)
   try:

@@ -21,6 +21,10 @@ class RunError(Exception):
   """A run that could not go on, such as a loss that is not finite: one line; exit status 1."""
 
 
+class DivergedError(RunError):
+  """A run whose numbers were not finite; in a study of settings that is a result."""
+
+
 class StoppedError(Exception):
   """A run that was asked to stop and saved its state: one line; exit status 128 + signal."""
 

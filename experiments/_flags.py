@@ -80,10 +80,9 @@ def define_flags(
   text("workdir", "folder of the results; default runs/SETTING")
   text("compilation_cache", "folder of compiled programs, or none", "~/.cache/reweight_jax")
   _define_rule_options(values, default.rule_options)
-  flags.DEFINE_bool(
-    "resume", True, "go on with runs that the workdir holds; else refuse it", flag_values=values
-  )
-  flags.DEFINE_bool("pictures", True, "draw each run's plots", flag_values=values)
+  switch = functools.partial(_define, values, without, flags.DEFINE_bool)
+  switch("resume", "go on with runs that the workdir holds; else refuse it", default.resume)
+  switch("pictures", "draw each run's plots", default.pictures)
   flags.DEFINE_bool(
     "deterministic", False, "bit for bit the same on a GPU, slower", flag_values=values
   )

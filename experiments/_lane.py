@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments import _evaluation, _steps
-from experiments._errors import RunError, UsageError
+from experiments._errors import DivergedError, UsageError
 from experiments._task import Task
 from reweight_jax import checkpointing, ledger, runlog, training
 from reweight_jax.types import Array, Batch, Params, WeightingRule
@@ -213,4 +213,6 @@ def stop_if_not_finite(lane: Lane) -> None:
     return
   kept = lane.checkpoints.latest_step()
   where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was taken before"
-  raise RunError(f"{lane.run.folder}: {what}; {where}. Lower --learning_rate, or look at the data.")
+  raise DivergedError(
+    f"{lane.run.folder}: {what}; {where}. Lower --learning_rate, or look at the data."
+  )

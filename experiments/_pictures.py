@@ -16,11 +16,11 @@ def write_run_plots(folder: pathlib.Path, dataset: data.Dataset) -> None:
   """Draws a run's plots/: its course and weights, its confusions, its best and worst images."""
   place, name = folder / "plots", f"{folder.parent.name}, {folder.name}"
   place.mkdir(exist_ok=True)
-  weights = _read(folder / "weights.npz")
+  weights = read_arrays(folder / "weights.npz")
   is_noisy = weights["is_noisy"] if weights["is_noisy"].any() else None
 
   figure = _figure(6.5, 5.5)
-  predictions = _read(folder / "predictions.npz")["test_prediction"]
+  predictions = read_arrays(folder / "predictions.npz")["test_prediction"]
   axes = figure.subplots()
   rw.plotting.confusion_matrix(axes, dataset.test_labels, predictions, dataset.class_names)
   _save(figure, place / "confusion.png", f"{name}: test set at the last step")
@@ -71,7 +71,7 @@ def draw_summary(
     curves = {method: [_curve(folder) for folder in folders] for method, folders in methods.items()}
     rw.plotting.accuracy_curves(axes[2 * i], curves)
     axes[2 * i].set_title(title)
-    ledgers = [_read(folder / "weights.npz") for folder in methods[weighted]]
+    ledgers = [read_arrays(folder / "weights.npz") for folder in methods[weighted]]
     is_noisy = np.concatenate([entries["is_noisy"] for entries in ledgers])
     rw.plotting.weight_histogram(
       axes[2 * i + 1],
@@ -113,6 +113,34 @@ def draw_error_curves(
   axes.set_ylabel("test error at the last step, %")
   axes.legend()
   _save(figure, path, None)
+
+
+def draw_class_accuracy(
+  path: pathlib.Path, classes: Mapping[str, Sequence[Mapping[str, Any]]], title: str
+) -> None:
+  """Draws accuracy by class, the most frequent class first, a line for each method.
+
+  Args:
+    path: the PNG to write.
+    classes: method -> of each run its "counts" and "accuracy_by_class".
+    title: of the figure.
+  """
+  figure = _figure(7.5, 4.5)
+  axes = figure.subplots()
+  counts = np.array(next(iter(classes.values()))[0]["counts"])
+  order = np.argsort(-counts, kind="stable")
+  for method, runs in classes.items():
+    found = 100 * np.array([run["accuracy_by_class"] for run in runs])[:, order]
+    spread = found.std(axis=0, ddof=1) if len(runs) > 1 else None
+    places = np.arange(len(order))
+    axes.errorbar(places, found.mean(axis=0), spread, marker="o", markersize=4, label=method)
+  if len(order) <= 20:
+    names = [f"{label}\n{counts[label]}" for label in order]
+    axes.set_xticks(range(len(order)), names, fontsize=8)
+  axes.set_xlabel("class, and its training examples in the first run")
+  axes.set_ylabel("test accuracy at the last step, %")
+  axes.legend(fontsize=8)
+  _save(figure, path, title)
 
 
 def draw_modes(
@@ -162,7 +190,7 @@ def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
   """Mean weights between the times at which the ledger was written down."""
   windows, before, last = [], None, 0
   for path in sorted((folder / "windows").glob("step_*.npz")):
-    entries, step = _read(path), int(path.stem.removeprefix("step_"))
+    entries, step = read_arrays(path), int(path.stem.removeprefix("step_"))
     total, times = entries["total_weight"], entries["times_seen"]
     if before is not None:
       total, times = total - before["total_weight"], times - before["times_seen"]
@@ -172,7 +200,12 @@ def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:
   return windows
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of a file of a finished run.
+
+  Raises:
+    UsageError: if it is missing or damaged.
+  """
   try:
     with np.load(path) as arrays:
       return dict(arrays)

@@ -51,6 +51,7 @@ def _run_result(folder: pathlib.Path) -> dict[str, Any]:
     "selected": None if selected is None else test[selected],
     "selected_step": None if selected is None else rows[selected]["step"],
     "best": max(test),
+    "last_validation": validation[-1],
     "weight_auroc": _number(rw.metrics.auroc, mean[known], correct[known]),
     "weight_average_precision": _number(rw.metrics.average_precision, mean[known], correct[known]),
     "effective_sample_size": float(np.mean([row["effective_sample_size"] for row in rows])),
@@ -72,17 +73,17 @@ def read_results(folders: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, Res
   }
 
 
+def spread(values: Sequence[float | None]) -> dict[str, float | None]:
+  """Mean and the sample's standard deviation of the numbers known; one number has no deviation."""
+  known = [value for value in values if value is not None]
+  return {
+    "mean": float(np.mean(known)) if known else None,
+    "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+  }
+
+
 def summarize(results: Mapping[str, Results]) -> dict[str, Any]:
   """Mean and standard deviation over seeds of every number, method by method."""
-
-  def spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    known = [value for value in values if value is not None]
-    # The sample's standard deviation; one seed has none.
-    return {
-      "mean": float(np.mean(known)) if known else None,
-      "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-    }
-
   summary: dict[str, Any] = {}
   for method, runs in results.items():
     numbers = list(runs.values())

@@ -160,5 +160,7 @@ def _moved(averages: Any, state: training.TrainState, decay: float | None) -> An
 
 
 def _pick(inputs: Array, labels: Array, options: StepOptions, indices: Array, key: Key) -> Batch:
-  picked = rw.augment.augment(inputs[indices], key, options.augment, flips=options.flips)
+  picked = inputs[indices]
+  if options.augment != "none":  # texts are no images
+    picked = rw.augment.augment(picked, key, options.augment, flips=options.flips)
   return rw.types.make_batch(picked, labels[indices], indices=indices)
