@@ -79,7 +79,7 @@ def define_flags(
   whole("parallel_seeds", "seeds side by side; default 1 on CPU, elsewhere as many as fit")
   text("workdir", "folder of the results; default runs/SETTING")
   text("compilation_cache", "folder of compiled programs, or none", "~/.cache/reweight_jax")
-  _define_rule_options(values, default.rule_options)
+  _define_rule_options(values, without, default.rule_options)
   switch = functools.partial(_define, values, without, flags.DEFINE_bool)
   switch("resume", "go on with runs that the workdir holds; else refuse it", default.resume)
   switch("pictures", "draw each run's plots", default.pictures)
@@ -144,7 +144,9 @@ def apply_process_flags(values: flags.FlagValues) -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _define_rule_options(values: flags.FlagValues, default: RuleOptions) -> None:
+def _define_rule_options(
+  values: flags.FlagValues, without: Collection[str], default: RuleOptions
+) -> None:
   """A flag for each number of a rule; which method or rule reads it is told by its name."""
   for field in dataclasses.fields(RuleOptions):
     value, known = getattr(default, field.name), field.metadata
@@ -155,7 +157,7 @@ def _define_rule_options(values: flags.FlagValues, default: RuleOptions) -> None
       define = flags.DEFINE_integer
     words = f", one of {', '.join(known['words'])}" if "words" in known else ""
     shown = value if field.name not in _option_lists() else None
-    _define(values, (), define, field.name, known["help"] + words, shown)
+    _define(values, without, define, field.name, known["help"] + words, shown)
 
 
 def _option_lists() -> list[str]:

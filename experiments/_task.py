@@ -51,7 +51,7 @@ def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
   if config.imbalance != "none":
     split = split._replace(
       train=_thinned(config, clean, split.train, num_classes, seed),
-      validation=_thinned(config, clean, split.validation, num_classes, seed),
+      validation=_thinned(config, clean, split.validation, num_classes, seed, is_validation=True),
     )
   labels = clean.astype(np.int32)
   for part in (split.train, split.validation):
@@ -73,15 +73,24 @@ def _some(part: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def _thinned(
-  config: Config, labels: np.ndarray, part: np.ndarray, num_classes: int, seed: int
+  config: Config,
+  labels: np.ndarray,
+  part: np.ndarray,
+  num_classes: int,
+  seed: int,
+  *,
+  is_validation: bool = False,
 ) -> np.ndarray:
   if not part.size:
     return part
+  ratio = config.imbalance_ratio
+  if is_validation:  # small as it is, every class stays in it
+    ratio = min(ratio, float(np.bincount(labels[part], minlength=num_classes).min()))
   kept = data.imbalanced_indices(
     labels[part],
     num_classes,
     config.imbalance,
-    config.imbalance_ratio,
+    max(ratio, 1.0),
     np.random.default_rng([seed, 2]),
   )
   return part[kept]

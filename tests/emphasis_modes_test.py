@@ -1,0 +1,86 @@
+"""The study of emphasis modes: settings, winners, the command on digits."""
+
+import json
+
+from absl.testing import absltest, parameterized
+
+from experiments import _check, _methods, _phases, emphasis_modes
+from experiments._config import Config
+from experiments._rule_options import RuleOptions
+from tests import commands, runs
+
+
+def _results(best):
+  """Numbers of all settings: accuracy 0.5, but for the settings given."""
+  names = [*emphasis_modes.BASELINES]
+  names += [f"lam_{lam:g}_beta_{b:g}" for lam, betas in emphasis_modes.BETAS.items() for b in betas]
+  number = lambda name: {"mean": best.get(name, 0.5), "std": 0.01}
+  return {name: {column: number(name) for column in emphasis_modes.COLUMNS} for name in names}
+
+
+class StudyTest(parameterized.TestCase):
+  def test_every_rate_has_all_settings_in_folders_of_their_own(self):
+    found = emphasis_modes.commands(Config(methods=("dm",), workdir="x"), (0.0, 0.4))
+    self.assertLen(found, 2 * 17)
+    self.assertLen({config.workdir for config in found.values()}, 2 * 17)
+    one = found[0.4, "lam_2_beta_24"]
+    self.assertEqual((one.rule_options.dm_lam, one.rule_options.dm_beta), (2.0, 24.0))
+    self.assertEqual((one.noise, one.noise_rate), ("symmetric", 0.4))
+    self.assertEqual(found[0.0, ""].methods, emphasis_modes.BASELINES)
+    for config in found.values():
+      _check.check(config)
+
+  def test_the_winner_of_each_lambda_and_of_all(self):
+    results = {0.4: _results({"lam_0.5_beta_8": 0.7, "lam_2_beta_16": 0.8, "gce": 0.75})}
+    best = emphasis_modes.winners(results[0.4], "last")
+    self.assertEqual((best[0.5], best[2.0]), ((8.0, 0.7), (16.0, 0.8)))
+    self.assertIn(
+      "last step: noise 0.4: lambda 2, beta 16 (80.0 %; gce 75.0 %).",
+      emphasis_modes.verdict(results),
+    )
+    self.assertIn("| lam 2 beta 16 | 80.0 ± 1.0 / 80.0 ± 1.0 / 80.0", emphasis_modes.table(results))
+
+
+class SharedStepTest(runs.RunTestCase):
+  def test_settings_that_differ_in_beta_and_lambda_share_a_compiled_step(self):
+    def phase(**options):
+      config = Config(methods=("dm",), rule_options=RuleOptions(**options))
+      model = runs.linear_model()
+      return _phases.make_phases(config, model, "dm", runs.dataset(), self.task, 0)[0]
+
+    one, other = phase(dm_beta=8.0, dm_lam=0.5), phase(dm_beta=1.0, dm_lam=0.0)
+    self.assertIs(one.step, other.step)
+    self.assertIsNot(one.step, phase(dm_normalization="none").step)
+    # ... and yet weigh differently: their numbers are in the state.
+    hyperparams = [made.rule.init(runs.np.ones(2))[0].hyperparams for made in (one, other)]
+    self.assertEqual([float(h["beta"]) for h in hyperparams], [8.0, 1.0])
+    self.assertEqual([float(h["lam"]) for h in hyperparams], [0.5, 0.0])
+    self.assertIn("exponential_emphasis", _methods.RULES)
+
+
+class CommandTest(commands.CommandTestCase):
+  MODULE = emphasis_modes
+
+  @parameterized.parameters(
+    ("--noise_rates: expected numbers in .*got 1.5", "--noise_rates=1.5"),
+    ("--noise_rates: .*each once.*got 0.2,0.2", "--noise_rates=0.2,0.2"),
+    ("--dm_beta: no such flag", "--dm_beta=3"),
+  )
+  def test_bad_flags_are_one_line(self, pattern, *argv):
+    self.assert_refused(pattern, *argv)
+
+  def test_a_small_study_writes_table_numbers_and_figure(self):
+    argv = ("--dataset=digits", "--train_size=100", "--validation_size=20", "--steps=2")
+    argv += ("--eval_every=2", "--checkpoint_every=100", "--chunk_steps=1", "--parallel_seeds=1")
+    argv += ("--seeds=0", "--noise_rates=0.4")
+    with absltest.mock.patch.object(emphasis_modes, "BETAS", {0.0: (1.0, 2.0), 1.0: (8.0,)}):
+      stdout = self.command(*argv)
+    self.assertIn("| lam 1 beta 8 | ", stdout)
+    self.assertIn("last step: noise 0.4: lambda ", stdout)
+    summary = json.loads((self.workdir / "summary.json").read_text())
+    self.assertLen(summary["0.4"], 4 + 3)
+    self.assertTrue((self.workdir / "modes.png").exists())
+
+
+if __name__ == "__main__":
+  absltest.main()
