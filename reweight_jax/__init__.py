@@ -3,8 +3,8 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, densities, losses, metrics, per_example, rules, meta, training, sharding) needs jax
-and optax. The edges (data, models, checkpointing, runlog, plotting) load on first use.
+The core (types, augment, densities, losses, metrics, per_example, rules, meta, training, sharding)
+needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on first use.
 """
 
 import importlib

@@ -17,13 +17,17 @@ def check_number(
   above: float = -math.inf,
   at_most: float = math.inf,
   below: float = math.inf,
+  whole: bool = False,
 ) -> None:
-  """Raises ValueError if a plain number is outside its range; arrays and tracers pass unread."""
+  """Raises ValueError if a plain number is infinite, outside its range, or not whole where that is
+  asked for; arrays and tracers pass unread.
+  """
   if isinstance(value, bool) or value is None or isinstance(value, str):
     raise TypeError(f"{name} expects a number, got {value!r}.")
   if not isinstance(value, (int, float, np.number)):
     return
-  if not (value >= at_least and value > above and value <= at_most and value < below):
+  in_range = value >= at_least and value > above and value <= at_most and value < below
+  if not in_range or (whole and value % 1 != 0):
     limits = [
       text
       for bound, text in (
@@ -33,8 +37,11 @@ def check_number(
         (below, f"< {below:g}"),
       )
       if math.isfinite(bound)
-    ] or ["that is not NaN"]
-    raise ValueError(f"{name} expects a number {' and '.join(limits)}, got {value}.")
+    ]
+    # Where a range has no end on one side, infinity is what the limits alone would not refuse.
+    kind = "whole" if whole else "finite" if not limits or abs(value) == math.inf else ""
+    what = " ".join(word for word in ("a", kind, "number", " and ".join(limits)) if word)
+    raise ValueError(f"{name} expects {what}, got {value}.")
 
 
 def check_table(name: str, values: Any, row: str, *, at_least: float = 0.0) -> np.ndarray:

@@ -249,9 +249,9 @@ def taylor_cross_entropy(order: int = 2) -> Density:
     order: :math:`t`, at least 1; 1 is the absolute error.
 
   Raises:
-    ValueError: if `order` is below 1.
+    ValueError: if `order` is below 1 or not whole.
   """
-  check_number("taylor_cross_entropy: order", order, at_least=1)
+  check_number("taylor_cross_entropy: order", order, at_least=1, whole=True)
 
   def log_weight(log_p: Array, log_q: Array) -> Array:
     # expm1 keeps what 1 - (1 - p)^t would lose where p is small, and t p stays where it underflows.

@@ -1,6 +1,7 @@
 """The laws that every weighting rule keeps, as one table; exemptions are columns with a reason."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -215,19 +216,18 @@ def _update(rule, weights, arrays, state=None):
   return rule.update(weights, state, None, meta_alignment=lambda at=None: alignment, **evidence)
 
 
-def _weights(rule, weights, arrays):
-  return jax.jit(lambda weights, arrays: _update(rule, weights, arrays)[0])(weights, arrays)
+def _two_steps(rule, weights, arrays):
+  """The weights of a first step, and of a second one that the state of another has reached."""
+  first, _ = _update(rule, weights, arrays)
+  _, state = _update(rule, weights / 2, arrays)
+  return first, _update(rule, weights, arrays, state)[0]
 
 
-def _second_weights(rule, weights, arrays):
-  """The weights of a second step, which the state of the first has reached."""
-
-  @jax.jit
-  def two_steps(weights, arrays):
-    _, state = _update(rule, weights / 2, arrays)
-    return _update(rule, weights, arrays, state)[0]
-
-  return two_steps(weights, arrays)
+@functools.cache
+def _compiled(name):
+  """The same as one program for each shape, shared by the laws: compiling is what takes time."""
+  rule = LAWS[name].make()
+  return jax.jit(lambda weights, arrays: _two_steps(rule, weights, arrays))
 
 
 class RuleLawsTest(parameterized.TestCase):
@@ -235,36 +235,36 @@ class RuleLawsTest(parameterized.TestCase):
   def test_shape_and_dtype_stay_under_strict_promotion(self, name, dtype):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
       weights, arrays = _evidence(jnp.dtype(dtype))
-      result = _weights(LAWS[name].make(), weights, arrays)
-    chex.assert_shape(result, (SIZE,))
-    self.assertEqual(result.dtype, jnp.dtype(dtype))
+      rule = LAWS[name].make()
+      results = jax.eval_shape(lambda *args: _two_steps(rule, *args), weights, arrays)
+    for result in results:
+      self.assertEqual((result.shape, result.dtype), ((SIZE,), jnp.dtype(dtype)))
 
   @parameterized.product(name=NAMES, scale=(1.0, 1e4))
   def test_weights_are_finite_and_not_negative_even_for_huge_logits(self, name, scale):
-    result = _weights(LAWS[name].make(), *_evidence(scale=scale))
-    self.assertTrue(np.isfinite(result).all(), result)
-    if not LAWS[name].negative:
-      self.assertGreaterEqual(float(result.min()), 0)
+    for result in _compiled(name)(*_evidence(scale=scale)):
+      self.assertTrue(np.isfinite(result).all(), result)
+      if not LAWS[name].negative:
+        self.assertGreaterEqual(float(result.min()), 0)
 
   @parameterized.parameters(*NAMES)
   def test_padding_has_zero_weight_and_changes_nothing(self, name):
     weights, arrays = _evidence()
     padded_weights, padded_arrays = _evidence(num_padding=3)
     padded_weights = padded_weights.at[:SIZE].set(weights)
-    plain = _second_weights(LAWS[name].make(), weights, arrays)
-    padded = _second_weights(LAWS[name].make(), padded_weights, padded_arrays)
-    self.assertEqual(padded[SIZE:].tolist(), [0.0, 0.0, 0.0])
-    np.testing.assert_allclose(padded[:SIZE], plain, rtol=1e-6)
+    plain = _compiled(name)(weights, arrays)
+    for padded, expected in zip(_compiled(name)(padded_weights, padded_arrays), plain, strict=True):
+      self.assertEqual(padded[SIZE:].tolist(), [0.0, 0.0, 0.0])
+      np.testing.assert_allclose(padded[:SIZE], expected, rtol=1e-6)
 
   @parameterized.parameters(*NAMES)
   def test_permuting_the_batch_permutes_the_weights(self, name):
-    weights, arrays = _evidence(num_padding=1)
-    order = np.array([3, 6, 0, 5, 2, 1, 4])
-    plain = _second_weights(LAWS[name].make(), weights, arrays)
-    permuted = _second_weights(
-      LAWS[name].make(), weights[order], {name: array[order] for name, array in arrays.items()}
-    )
-    np.testing.assert_allclose(permuted, plain[order], rtol=1e-6)
+    weights, arrays = _evidence(num_padding=3)
+    order = np.array([3, 6, 0, 5, 8, 2, 1, 4, 7])
+    permuted = {name: array[order] for name, array in arrays.items()}
+    plain = _compiled(name)(weights, arrays)
+    for result, expected in zip(_compiled(name)(weights[order], permuted), plain, strict=True):
+      np.testing.assert_allclose(result, expected[order], rtol=1e-6)
 
   @parameterized.parameters(*NAMES)
   def test_jit_equals_eager_and_the_second_step_does_not_recompile(self, name):
@@ -282,18 +282,20 @@ class RuleLawsTest(parameterized.TestCase):
   @parameterized.parameters(*NAMES)
   def test_chained_it_is_the_product_of_its_links(self, name):
     weights, arrays = _evidence()
-    chained = optax.chain(rules.rectify(), LAWS[name].make())
-    named = optax.named_chain(("first", rules.rectify()), ("second", LAWS[name].make()))
-    alone = _weights(LAWS[name].make(), weights, arrays)
-    np.testing.assert_allclose(_weights(chained, weights, arrays), alone, rtol=1e-6)
-    np.testing.assert_allclose(_weights(named, weights, arrays), alone, rtol=1e-6)
+    rule = LAWS[name].make()
+    chained = optax.chain(rules.rectify(), rule)
+    named = optax.named_chain(("first", rules.rectify()), ("second", rule))
+    alone, _ = _update(rule, weights, arrays)
+    np.testing.assert_allclose(_update(chained, weights, arrays)[0], alone, rtol=1e-6)
+    np.testing.assert_allclose(_update(named, weights, arrays)[0], alone, rtol=1e-6)
 
   @parameterized.parameters(*(name for name in NAMES if LAWS[name].factory))
   def test_its_numbers_can_be_injected(self, name):
     law, (weights, arrays) = LAWS[name], _evidence()
     injected = optax.inject_hyperparams(law.factory)(**law.hyperparams)
-    expected = _weights(law.factory(**law.hyperparams), weights, arrays)
-    np.testing.assert_allclose(_weights(injected, weights, arrays), expected, rtol=1e-5)
+    expected, _ = _update(law.factory(**law.hyperparams), weights, arrays)
+    result = jax.jit(lambda *args: _update(injected, *args)[0])(weights, arrays)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
   @parameterized.parameters(*(name for name in NAMES if not LAWS[name].waits))
   def test_it_can_be_switched_on_after_a_burn_in(self, name):
@@ -303,7 +305,7 @@ class RuleLawsTest(parameterized.TestCase):
     before, state = step(rule.init(weights))
     np.testing.assert_array_equal(before, weights)
     after, _ = step(state)
-    np.testing.assert_allclose(after, _weights(LAWS[name].make(), weights, arrays), rtol=1e-5)
+    np.testing.assert_allclose(after, _compiled(name)(weights, arrays)[0], rtol=1e-5)
 
   @parameterized.parameters(*((name, need) for name in NAMES for need in LAWS[name].needs))
   def test_missing_evidence_is_a_type_error_that_names_it(self, name, need):
@@ -316,23 +318,35 @@ class RuleLawsTest(parameterized.TestCase):
 
   @parameterized.parameters(*NAMES)
   def test_the_step_pulls_the_weights_through_the_examples_gradients(self, name):
-    rule = LAWS[name].make()
-    rng = np.random.default_rng(1)
-    inputs = jnp.asarray(rng.normal(size=(SIZE, 3)), jnp.float32)
-    params = jnp.asarray(rng.normal(size=(3, CLASSES)), jnp.float32)
-    labels = jnp.arange(SIZE) % CLASSES
-    batch = rw.types.make_batch(inputs, labels, mask=jnp.arange(SIZE) < SIZE - 1)
-    linear = lambda params, state, inputs, key, train: (inputs @ params, state)
-    loss_fn = rw.losses.from_apply(linear)
-    tx = optax.sgd(1.0)
+    rule, tx = LAWS[name].make(), optax.sgd(1.0)
+    params, batch, clean, rows = _linear_problem()
     state = rw.training.init_train_state(
       params, (), rule, tx, key=jax.random.key(0), batch_size=SIZE
     )
-    clean = rw.types.make_batch(inputs[:2], labels[:2])
-    new, metrics = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))(state, batch, clean)
-    rows = jax.jit(per_example.grads, static_argnums=0)(loss_fn, params, (), batch)
+    step = rw.training.make_train_step(rw.losses.from_apply(_linear), rule, tx)
+    new, metrics = jax.jit(step)(state, batch, clean)
     expected = params - jnp.tensordot(metrics.weights, rows, axes=1) / (SIZE - 1)
     np.testing.assert_allclose(new.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def _linear(params, state, inputs, key, train):
+  del key, train
+  return inputs @ params, state
+
+
+@functools.cache
+def _linear_problem():
+  """Params, a batch with padding, a clean batch, and every example's gradient."""
+  rng = np.random.default_rng(1)
+  inputs = jnp.asarray(rng.normal(size=(SIZE, 3)), jnp.float32)
+  params = jnp.asarray(rng.normal(size=(3, CLASSES)), jnp.float32)
+  labels = jnp.arange(SIZE) % CLASSES
+  batch = rw.types.make_batch(inputs, labels, mask=jnp.arange(SIZE) < SIZE - 1)
+  clean = rw.types.make_batch(inputs[:2], labels[:2])
+  rows = jax.jit(per_example.grads, static_argnums=0)(
+    rw.losses.from_apply(_linear), params, (), batch
+  )
+  return params, batch, clean, rows
 
 
 class TableTest(absltest.TestCase):

@@ -141,7 +141,7 @@ def taylor_cross_entropy(order: int = 2) -> Loss:
     A loss of one example, `(logits [classes], label) -> scalar`.
 
   Raises:
-    ValueError: if `order` is below 1.
+    ValueError: if `order` is below 1 or not whole.
 
   Source: Feng et al., "Can Cross Entropy Loss Be Robust to Label Noise?", 2020 (IJCAI), eq. (5).
 
@@ -149,7 +149,7 @@ def taylor_cross_entropy(order: int = 2) -> Loss:
     >>> print(taylor_cross_entropy(2)(jnp.zeros(4), 0))
     1.03125
   """
-  check_number("taylor_cross_entropy: order", order, at_least=1)
+  check_number("taylor_cross_entropy: order", order, at_least=1, whole=True)
   powers = np.arange(1, order + 1)
 
   def loss(logits: Array, label: Array) -> Array:

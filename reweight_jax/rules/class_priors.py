@@ -48,8 +48,13 @@ def class_balanced(counts: Sequence[int], beta: ScalarLike = 0.999) -> Weighting
   check_number("class_balanced: beta", beta, at_least=0, below=1)
 
   def rarity(n: Array) -> Array:
-    # expm1 because beta^n rounds to 1 when beta is close to 1; beta = 0 gives log -inf, rarity 1.
-    return 1 / -jnp.expm1(n * jnp.log(jnp.asarray(beta, n.dtype)))
+    # expm1 because beta^n rounds to 1 when beta is close to 1, and a plain number's logarithm in
+    # double because beta itself does; beta = 0 gives log -inf, rarity 1.
+    if isinstance(beta, (int, float)) and beta > 0:
+      log_beta = jnp.asarray(math.log(beta), n.dtype)
+    else:
+      log_beta = jnp.log(jnp.asarray(beta, n.dtype))
+    return 1 / -jnp.expm1(n * log_beta)
 
   return _by_rarity(sizes, rarity)
 
@@ -87,8 +92,13 @@ def inverse_frequency(counts: Sequence[int], power: ScalarLike = 1.0) -> Weighti
   """
   sizes = _check_counts("inverse_frequency", counts)
   check_number("inverse_frequency: power", power, above=-math.inf, below=math.inf)
-  largest = sizes.max()  # n / largest: a large power of a large count would overflow
-  return _by_rarity(sizes, lambda n: (n / largest.astype(n.dtype)) ** -jnp.asarray(power, n.dtype))
+
+  def rarity(n: Array) -> Array:
+    # Relative to the class that weighs most, a large power underflows where it would overflow.
+    exponent = jnp.asarray(power, n.dtype)
+    return (n / jnp.where(exponent > 0, jnp.min(n), jnp.max(n))) ** -exponent
+
+  return _by_rarity(sizes, rarity)
 
 
 def class_weights(factors: Sequence[float]) -> WeightingRule:
@@ -139,8 +149,9 @@ def _check_counts(name: str, counts: Sequence[int]) -> np.ndarray:
   sizes = np.asarray(counts)
   if sizes.ndim != 1 or sizes.size == 0:
     raise ValueError(f"{name} expects one count per class, got shape {sizes.shape}.")
-  if not np.all(sizes > 0):
-    empty = int(np.argmin(sizes > 0))
+  good = (sizes > 0) & np.isfinite(sizes)
+  if not good.all():
+    empty = int(np.argmin(good))
     raise ValueError(
       f"{name} expects positive counts, got {sizes[empty]} for class {empty}. "
       "Leave classes without examples out, or give them the count 1."

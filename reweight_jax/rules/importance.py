@@ -128,10 +128,17 @@ def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> n
   """
   matrix = np.asarray(confusion, np.float64)
   shares = check_table("label_shift: target_predictions", target_predictions, "class")
-  if matrix.shape != (shares.size, shares.size) or not (np.isfinite(matrix) & (matrix >= 0)).all():
+  if matrix.shape != (shares.size, shares.size):
     raise ValueError(
-      f"label_shift expects a {shares.size} x {shares.size} confusion matrix of finite numbers "
-      f">= 0, one row for each predicted share, got shape {matrix.shape}."
+      f"label_shift expects a {shares.size} x {shares.size} confusion matrix, one row for each "
+      f"predicted share, got shape {matrix.shape}."
+    )
+  good = np.isfinite(matrix) & (matrix >= 0)
+  if not good.all():
+    row, column = np.argwhere(~good)[0]
+    raise ValueError(
+      "label_shift expects a confusion matrix of finite numbers >= 0, got "
+      f"{matrix[row, column]:g} at row {row}, column {column}."
     )
   if not matrix.any() or not shares.any():
     raise ValueError("label_shift expects a confusion matrix and predictions that are not all 0.")

@@ -92,8 +92,9 @@ def self_paced(threshold: ScalarLike, form: str = "hard") -> WeightingRule:
       return passes.astype(losses.dtype)
     if form == "linear":
       return jnp.where(passes, (threshold - losses) / threshold, 0)
-    zeta = 1 - jnp.asarray(threshold, losses.dtype)
-    return jnp.where(passes, jnp.log(jnp.where(passes, losses, 0) + zeta) / jnp.log(zeta), 0)
+    # log1p because 1 - threshold rounds to 1, and its logarithm to 0, where the threshold is tiny.
+    limit = jnp.asarray(threshold, losses.dtype)
+    return jnp.where(passes, jnp.log1p(jnp.where(passes, losses - limit, 0)) / jnp.log1p(-limit), 0)
 
   return _of_the_loss(factor)
 
@@ -131,9 +132,10 @@ def self_paced_mixture(low: ScalarLike, high: ScalarLike) -> WeightingRule:
   check_number("self_paced_mixture: high", high, above=floor, below=math.inf)
 
   def factor(losses: Array) -> Array:
-    zeta = high * low / (high - low)
-    # From the low threshold down the weight is 1, whatever 1 / loss is.
-    return jnp.clip(zeta / jnp.maximum(losses, low) - zeta / high, 0, 1)
+    inside = jnp.clip(losses, low, high)
+    share = jnp.clip(low * (high - inside) / (inside * (high - low)), 0, 1)
+    # Thresholds that meet in floating point, as by a schedule, are one hard threshold, not 0 / 0.
+    return jnp.where(losses <= low, 1, jnp.where(losses >= high, 0, share))
 
   return _of_the_loss(factor)
 

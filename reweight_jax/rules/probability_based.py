@@ -257,7 +257,7 @@ def taylor_cross_entropy(order: int = 2) -> WeightingRule:
     A rule needing evidence ``logits`` [batch, classes] float and ``labels`` [batch] int.
 
   Raises:
-    ValueError: if `order` is below 1.
+    ValueError: if `order` is below 1 or not whole.
 
   Source: Feng et al. 2020 (IJCAI), eq. (5), differentiated.
 
@@ -266,7 +266,7 @@ def taylor_cross_entropy(order: int = 2) -> WeightingRule:
     >>> print(taylor_cross_entropy(2).update(jnp.ones(1), (), **evidence)[0])
     [0.4375]
   """
-  check_number("taylor_cross_entropy: order", order, at_least=1)
+  check_number("taylor_cross_entropy: order", order, at_least=1, whole=True)
   return _of_the_label(
     lambda logits, label: -jnp.expm1(order * log_error_probability(logits, label))
   )

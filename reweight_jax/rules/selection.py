@@ -48,7 +48,7 @@ def small_loss(keep: ScalarLike, of: str = "batch") -> WeightingRule:
   """
   check_number("small_loss: keep", keep, above=0, at_most=1)
   check_choice("small_loss: of", of, ("batch", "class"))
-  return _by_rank(lambda rank, size: rank < jnp.ceil(keep * size - _ROUNDING), of)
+  return _by_rank(lambda rank, size: rank < _num_kept(keep, size), of)
 
 
 def large_loss(keep: ScalarLike, of: str = "batch") -> WeightingRule:
@@ -74,7 +74,7 @@ def large_loss(keep: ScalarLike, of: str = "batch") -> WeightingRule:
   """
   check_number("large_loss: keep", keep, above=0, at_most=1)
   check_choice("large_loss: of", of, ("batch", "class"))
-  return _by_rank(lambda rank, size: rank < jnp.ceil(keep * size - _ROUNDING), of, sign=-1)
+  return _by_rank(lambda rank, size: rank < _num_kept(keep, size), of, sign=-1)
 
 
 def loss_quantiles(low: ScalarLike, high: ScalarLike, of: str = "batch") -> WeightingRule:
@@ -136,7 +136,7 @@ def hard_mining(num_classes: int, at_least: int = 1) -> WeightingRule:
     bool.
 
   Raises:
-    ValueError: if a number is below 1.
+    ValueError: if a number is below 1 or not whole.
 
   Source: the Hard Mining baseline of Ren et al. 2018, arXiv 1803.09050, section 4.1, in words; how
     many stay is not told there.
@@ -147,8 +147,8 @@ def hard_mining(num_classes: int, at_least: int = 1) -> WeightingRule:
     >>> print(rule.update(jnp.ones(4), (), mask=mask, **evidence)[0])
     [1. 0. 0. 1.]
   """
-  check_number("hard_mining: num_classes", num_classes, at_least=1)
-  check_number("hard_mining: at_least", at_least, at_least=1)
+  check_number("hard_mining: num_classes", num_classes, at_least=1, whole=True)
+  check_number("hard_mining: at_least", at_least, at_least=1, whole=True)
 
   def weigh(weights: Array, *, losses: Array, labels: Array, mask: Array, **unused: Any) -> Array:
     of_class = (labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None, :]) & mask[
@@ -159,6 +159,11 @@ def hard_mining(num_classes: int, at_least: int = 1) -> WeightingRule:
     return jnp.where(rank < jnp.maximum(rarest, at_least), weights, 0)
 
   return weighting_rule(weigh)
+
+
+def _num_kept(keep: ScalarLike, size: Array) -> Array:
+  """A share of so many examples, rounded up, at least 1 however small the share."""
+  return jnp.maximum(jnp.ceil(keep * size - _ROUNDING), 1)
 
 
 def _by_rank(stays: Callable[[Array, Array], Array], of: str, sign: int = 1) -> WeightingRule:

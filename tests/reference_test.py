@@ -1,0 +1,127 @@
+"""Methods that build on a finished run or on a file of ratios: what they read, and refuse."""
+
+import dataclasses
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from experiments import _reference, cifar_noisy
+from experiments._config import Config
+from experiments._errors import UsageError
+from reweight_jax import runlog
+from tests import runs
+
+
+class ReferenceTest(runs.RunTestCase):
+  def setUp(self):
+    super().setUp()
+    self.config = Config(reference=str(self.root / "first"), importance_file="x.npz")
+    (self.root / "first").mkdir()
+    self.folder = self.root / "first" / "seed_0"
+    self.train("first/seed_0")
+    self.data = runs.dataset()
+
+  def read(self, task=None, **settings):
+    config = dataclasses.replace(self.config, **settings)
+    return _reference.read(config, self.data, task or self.task, 0, ratios=False, reference=True)
+
+  def test_losses_and_errors_stand_at_the_examples_of_the_run(self):
+    found, entries = self.read(), self.weights("first/seed_0")
+    places = {index: place for place, index in enumerate(self.data.train_ids)}
+    for row in (0, 7, 1229):
+      place = places[entries["index"][row]]
+      self.assertEqual(found.losses[place], entries["last_loss"][row])
+      is_error = entries["last_prediction"][row] != self.task.labels[place]
+      self.assertEqual(found.is_error[place], is_error)
+    self.assertEqual(found.losses[self.task.meta].tolist(), [0.0] * 20)
+    # The linear model after six steps is wrong somewhere, and right somewhere.
+    self.assertBetween(found.is_error[self.task.train].mean(), 0.05, 0.95)
+    # Cross-entropy in evaluation mode, by hand.
+    carry = self.carry("first/seed_0")
+    kernel, bias = (np.asarray(carry.averages[0][name]) for name in ("kernel", "bias"))
+    place = places[entries["index"][3]]
+    logits = self.data.train_inputs[place].reshape(64) / 255 @ kernel + bias[0]
+    label = self.task.labels[place]
+    expected = np.log(np.exp(logits).sum()) - logits[label]
+    self.assertAlmostEqual(found.losses[place], expected, places=4)
+
+  def test_confusion_of_validation_and_predictions_of_test(self):
+    found = self.read()
+    self.assertEqual(found.confusion.sum(), 50)
+    labels = self.task.labels[self.task.validation]
+    np.testing.assert_array_equal(found.confusion.sum(axis=0), np.bincount(labels, minlength=10))
+    self.assertEqual(found.target_predictions.sum(), 497)
+
+  def test_a_run_on_other_labels_sizes_or_seeds_is_refused(self):
+    for other in (
+      runs.make_task(1),
+      runs.make_task(noise_rate=0.2),
+      runs.make_task(validation_size=40),
+    ):
+      with self.assertRaisesRegex(UsageError, "--reference: .* other examples or labels"):
+        self.read(other)
+
+  def test_a_missing_run_is_refused(self):
+    with self.assertRaisesRegex(UsageError, "--reference: expected the folder WORKDIR/METHOD"):
+      self.read(reference=None)
+    with self.assertRaisesRegex(UsageError, "--reference: .*second/seed_0/weights.npz.*no such"):
+      self.read(reference=str(self.root / "second"))
+    entries = self.weights("first/seed_0")
+    del entries["last_loss"]
+    runlog.write_npz(self.folder / "weights.npz", entries)
+    with self.assertRaisesRegex(UsageError, "--reference: expected an array last_loss in .*got gi"):
+      self.read()
+
+
+class RatiosTest(runs.RunTestCase):
+  def read(self, **arrays):
+    path = self.root / "ratios.npz"
+    if arrays:
+      runlog.write_npz(path, arrays)
+    config = Config(importance_file=str(path) if arrays else None)
+    return _reference.read(
+      config, runs.dataset(), self.task, 0, ratios=True, reference=False
+    ).ratios
+
+  def test_ratios_are_joined_by_index_in_any_order(self):
+    ids = runs.dataset().train_ids
+    order = np.random.default_rng(0).permutation(len(ids))
+    found = self.read(index=ids[order], ratio=order / 100)
+    np.testing.assert_allclose(found, np.arange(len(ids)) / 100)
+
+  def test_missing_examples_arrays_and_files_are_refused(self):
+    ids = runs.dataset().train_ids
+    some = np.setdiff1d(np.arange(len(ids)), self.task.train[:3])
+    for pattern, arrays in (
+      ("--importance_file: expected an NPZ file", {}),
+      ("got none for 3 of them", {"index": ids[some], "ratio": np.ones(len(some))}),
+      ("expected an array ratio", {"index": ids}),
+      ("as many numbers in ratio", {"index": ids, "ratio": np.ones(3)}),
+      ("digits has no example of index 9999", {"index": np.array([9999]), "ratio": np.ones(1)}),
+    ):
+      with self.assertRaisesRegex(UsageError, pattern):
+        self.read(**arrays)
+
+
+class MethodsTest(parameterized.TestCase):
+  def test_a_second_command_builds_on_the_first(self):
+    with tempfile.TemporaryDirectory() as root:
+      config = Config(
+        methods=("ce",), steps=4, eval_every=2, pictures=False, workdir=f"{root}/first"
+      )
+      cifar_noisy.run(config)
+      second = dataclasses.replace(
+        config,
+        methods=("rho", "jtt", "label_shift"),
+        reference=f"{root}/first/ce",
+        workdir=f"{root}/second",
+      )
+      summary = cifar_noisy.run(second)
+    self.assertEqual(list(summary), ["rho", "jtt", "label_shift"])
+    # A tenth of the batch stays.
+    self.assertAlmostEqual(summary["rho"]["zero_weight_share"]["mean"], 0.9, places=5)
+
+
+if __name__ == "__main__":
+  absltest.main()
