@@ -9,7 +9,8 @@ weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules
 | baselines | nothing |
 | loss_based | the loss: transforms, self-paced, SuperLoss |
 | selection | the order of the losses in the batch: small, large, in between |
-| probability_based | the probability of the label: focal and the robust losses |
+| probability_based | the probability of the label: the robust losses, bootstrapping |
+| focal | the same, for what is not yet fitted: focal and asymmetric focal |
 | emphasis | the same, choosing gradient lengths: derivative manipulation |
 | gradient_density | how crowded each gradient length is: GHM |
 | class_priors | class counts |
@@ -27,6 +28,12 @@ from reweight_jax.rules.by_index import (
 )
 from reweight_jax.rules.class_priors import class_balanced, class_weights, inverse_frequency
 from reweight_jax.rules.emphasis import emphasis, exponential_emphasis
+from reweight_jax.rules.focal import (
+  asymmetric_focal,
+  asymmetric_focal_transform,
+  focal,
+  focal_transform,
+)
 from reweight_jax.rules.gradient_density import GradientHarmonizingState, gradient_harmonizing
 from reweight_jax.rules.importance import importance_ratio, label_shift, label_shift_ratios
 from reweight_jax.rules.loss_based import (
@@ -37,11 +44,7 @@ from reweight_jax.rules.loss_based import (
   super_loss,
 )
 from reweight_jax.rules.probability_based import (
-  asymmetric_focal,
-  asymmetric_focal_transform,
   bootstrapped_confidence,
-  focal,
-  focal_transform,
   generalized_cross_entropy,
   symmetric_cross_entropy,
   taylor_cross_entropy,
