@@ -256,6 +256,45 @@ def _release_gradient(logits, year):
   return jax.grad(lambda z: loss(z, jnp.zeros(1, jnp.int32)).sum())(logits)
 
 
+class FunctionTest(Float64Test):
+  """A function of p in a density's place: w = p^2 at p = 1/4, 1/2, 3/4; its area is 1/3."""
+
+  LOGITS = np.log([[1.0, 3.0], [1.0, 1.0], [3.0, 1.0]])
+  SIGNS = np.array([-0.5, 0.5])  # of the label 0, half of the length each
+
+  @staticmethod
+  def own(p):
+    return p**2
+
+  def test_the_loss_of_a_batch_takes_it_under_every_normalization(self):
+    @jax.jit
+    @jax.jacobian
+    def slopes(logits):
+      labels = jnp.zeros(3, jnp.int32)
+      kinds = [losses.derivative_manipulation(self.own, how) for how in losses.NORMALIZATIONS]
+      return jnp.stack([loss(logits, labels).mean() for loss in kinds])
+
+    lengths = {
+      "none": np.array([1, 4, 9]) / 16 / 3,
+      "area": np.array([1, 4, 9]) / 16,
+      "batch": np.array([1, 4, 9]) / 14,
+    }
+    for how, gradient in zip(losses.NORMALIZATIONS, slopes(self.LOGITS), strict=True):
+      expected = lengths[how][:, None] * self.SIGNS
+      np.testing.assert_allclose(gradient, expected, rtol=1e-9, err_msg=how)
+
+  def test_the_loss_of_an_example_takes_it(self):
+    gradient = jax.jit(jax.vmap(jax.grad(losses.emphasized_margin(self.own)), (0, None)))
+    expected = np.array([[1 / 16], [4 / 16], [9 / 16]]) * self.SIGNS
+    np.testing.assert_allclose(gradient(self.LOGITS, 0), expected, rtol=1e-12)
+
+  def test_the_rule_takes_it(self):
+    evidence = {"labels": jnp.zeros(3, jnp.int32), "mask": jnp.ones(3, bool)}
+    rule = rules.emphasis(self.own, "batch")
+    weights = jax.jit(rule.update)(jnp.ones(3), (), logits=self.LOGITS, **evidence)[0]
+    np.testing.assert_allclose(weights, 3 * np.array([1, 4, 9]) / 14, rtol=1e-12)
+
+
 class ReleaseTest(Float64Test):
   # How p rounds hangs on the order of a sum of ten numbers in float32; the tolerances allow any.
   @parameterized.parameters(
@@ -371,11 +410,14 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, rf"^{name}: arithmetic expects .*; got 'fast'\.$"):
       factory(densities.uniform(), "batch", "fast")
 
-  def test_a_density_of_ones_own_is_checked_in_the_rule(self):
+  @parameterized.parameters(
+    rules.emphasis, losses.emphasized_margin, losses.derivative_manipulation
+  )
+  def test_a_density_of_ones_own_is_checked_before_any_step(self, factory):
     with self.assertRaisesRegex(ValueError, r"not negative on \[0, 1\], got -2 at p = 0.501\."):
-      rules.emphasis(lambda p: jnp.where(p > 0.5, -2, 1))
+      factory(lambda p: jnp.where(p > 0.5, -2, 1))
     with self.assertRaisesRegex(TypeError, "expects a function of the probability, got 0.5"):
-      rules.emphasis(0.5)
+      factory(0.5)
 
   def test_an_injected_parameter_has_no_area(self):
     with self.assertRaisesRegex(ValueError, "expects plain numbers for normalization 'area'"):

@@ -28,17 +28,25 @@ _EPSILON = {"release_2020": 1e-6, "release_2021": 1e-8}
 _SUM_EPSILON = {"release_2020": 1e-8, "release_2021": 0.0}
 
 
-def emphasized_margin(density: Density) -> Callable[[Array, Array], Array]:
+def emphasized_margin(
+  density: Density | Callable[[Array], Array],
+) -> Callable[[Array, Array], Array]:
   r"""The loss of one example whose logit gradient has L1 length :math:`w(p)`.
 
   Guarantees: the gradient is :math:`\tfrac{w}{2}(r - e_y)`, :math:`r` the softmax over the other
   classes, at any margin; it sums to 0 over the classes.
 
   Args:
-    density: :math:`w`, one of `densities`.
+    density: :math:`w`, one of `densities`, or a function of p written with `jax.numpy`, which
+      `densities.from_function` makes one.
 
   Returns:
     A loss of one example, `(logits [classes], label) -> scalar`, for `from_apply`.
+
+  Raises:
+    TypeError: if `density` is neither.
+    ValueError: if a function of one's own gives a weight that is negative or not finite, naming the
+      probability.
 
   Source: Wang et al. 2019, arXiv 1905.11233, eq. (7). # Departs from eq. (7): in the form of the
     margin, which divides by nothing.
@@ -48,17 +56,20 @@ def emphasized_margin(density: Density) -> Callable[[Array, Array], Array]:
     >>> print(jax.grad(loss)(jnp.zeros(4), 0))  # p is 1/4, so the length is 1.5
     [-0.75  0.25  0.25  0.25]
   """
+  chosen = density if isinstance(density, Density) else densities.from_function(density)
 
   def loss(logits: Array, label: Array) -> Array:
     base = unit_margin(logits, label)
-    weight = jnp.exp(density.log_weight(*densities.log_probabilities(-2 * base)))
+    weight = jnp.exp(chosen.log_weight(*densities.log_probabilities(-2 * base)))
     return jax.lax.stop_gradient(weight) * base
 
   return loss
 
 
 def derivative_manipulation(
-  density: Density, normalization: str = "batch", arithmetic: str = "exact"
+  density: Density | Callable[[Array], Array],
+  normalization: str = "batch",
+  arithmetic: str = "exact",
 ) -> Callable[..., Array]:
   r"""Derivative manipulation as an ordinary loss of a batch, for who has no weighting rule.
 
@@ -78,7 +89,7 @@ def derivative_manipulation(
   around margin 15. For reproduction only.
 
   Args:
-    density: :math:`w`, one of `densities`.
+    density: :math:`w`, as in `emphasized_margin`.
     normalization: one of `NORMALIZATIONS`.
     arithmetic: one of `ARITHMETICS`.
 
@@ -87,7 +98,7 @@ def derivative_manipulation(
     mask is False, has loss 0 and does not count. To be averaged over the real examples.
 
   Raises:
-    ValueError: if a word is unknown.
+    TypeError, ValueError: as `emphasized_margin`, or if a word is unknown.
 
   Source: arXiv 1905.11233, eqs. (7) and (8), definition of derivative normalization.
 
@@ -99,17 +110,17 @@ def derivative_manipulation(
   """
   check_choice("derivative_manipulation: normalization", normalization, NORMALIZATIONS)
   check_choice("derivative_manipulation: arithmetic", arithmetic, ARITHMETICS)
-
-  area = densities.area(density) if normalization == "area" else 1.0
+  chosen = density if isinstance(density, Density) else densities.from_function(density)
+  area = densities.area(chosen) if normalization == "area" else 1.0
 
   def losses(logits: Array, labels: Array, mask: Array | None = None) -> Array:
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     logits = at_least_float32(logits)
     if arithmetic == "exact":
       base = jax.vmap(unit_margin)(logits, labels)
-      weights = emphasis_weights(density, -2 * base, mask, normalization)
+      weights = emphasis_weights(chosen, -2 * base, mask, normalization)
     else:
-      base, weights = _released(density, logits, labels, mask, normalization, arithmetic)
+      base, weights = _released(chosen, logits, labels, mask, normalization, arithmetic)
     return jax.lax.stop_gradient(jnp.where(mask, weights / area, 0)) * base
 
   return losses
