@@ -14,7 +14,8 @@ class Dataset(NamedTuple):
 
   Attributes:
     name: one of `data.DATASETS`, or of the user's own.
-    train_inputs: `[examples, height, width, channels]` uint8.
+    train_inputs: `[examples, height, width, channels]` uint8 images, or `[examples, length]` int32
+      token ids, 0 for padding.
     train_labels: `[examples]` int32.
     test_inputs: as `train_inputs`.
     test_labels: as `train_labels`.
