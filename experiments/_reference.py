@@ -47,6 +47,12 @@ def _read_ratios(config: Config, dataset: data.Dataset, task: Task) -> np.ndarra
       "got none"
     )
   arrays = _read("importance_file", pathlib.Path(config.importance_file), ("index", "ratio"))
+  wrong = ~(np.isfinite(arrays["ratio"]) & (arrays["ratio"] >= 0))
+  if wrong.any():
+    raise UsageError(
+      f"--importance_file: expected finite ratios of at least 0, got {arrays['ratio'][wrong][0]:g} "
+      f"for index {arrays['index'][wrong][0]}"
+    )
   ratios = np.full(len(task.labels), np.nan)
   ratios[_positions(dataset, arrays["index"], "importance_file")] = arrays["ratio"]
   missing = np.isnan(ratios[task.train])
@@ -98,7 +104,7 @@ def _positions(dataset: data.Dataset, ids: np.ndarray, flag: str) -> np.ndarray:
   places = order[np.clip(np.searchsorted(dataset.train_ids[order], ids), 0, len(order) - 1)]
   if not np.array_equal(dataset.train_ids[places], ids):
     unknown = ids[dataset.train_ids[places] != ids]
-    raise UsageError(f"--{flag}: {dataset.name} has no example of index {unknown[0]}")
+    raise UsageError(f"--{flag}: {dataset.name} has no training example of index {unknown[0]}")
   return places
 
 

@@ -90,7 +90,7 @@ class RatiosTest(runs.RunTestCase):
     found = self.read(index=ids[order], ratio=order / 100)
     np.testing.assert_allclose(found, np.arange(len(ids)) / 100)
 
-  def test_missing_examples_arrays_and_files_are_refused(self):
+  def test_missing_or_wrong_examples_arrays_and_files_are_refused(self):
     ids = runs.dataset().train_ids
     some = np.setdiff1d(np.arange(len(ids)), self.task.train[:3])
     for pattern, arrays in (
@@ -98,7 +98,9 @@ class RatiosTest(runs.RunTestCase):
       ("got none for 3 of them", {"index": ids[some], "ratio": np.ones(len(some))}),
       ("expected an array ratio", {"index": ids}),
       ("as many numbers in ratio", {"index": ids, "ratio": np.ones(3)}),
-      ("digits has no example of index 9999", {"index": np.array([9999]), "ratio": np.ones(1)}),
+      ("no training example of index 9999", {"index": np.array([9999]), "ratio": np.ones(1)}),
+      ("of at least 0, got -1 for index", {"index": ids, "ratio": -np.ones(len(ids))}),
+      ("of at least 0, got nan for index", {"index": ids, "ratio": np.full(len(ids), np.nan)}),
     ):
       with self.assertRaisesRegex(UsageError, pattern):
         self.read(**arrays)
