@@ -27,7 +27,7 @@ def check_number(
   if not isinstance(value, (int, float, np.number)):
     return
   in_range = value >= at_least and value > above and value <= at_most and value < below
-  if not in_range or (whole and value % 1 != 0):
+  if not in_range or (whole and float(value) % 1 != 0):
     limits = [
       text
       for bound, text in (

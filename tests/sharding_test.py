@@ -16,9 +16,14 @@ import reweight_jax as rw
 from tests import zoo
 
 assert len(jax.devices()) == 8
-for name in ("batch_norm", "mlp"):
+meta_rule = rw.meta.learning_to_reweight
+rules = {
+  "batch_norm": optax.chain(rw.rules.random_weights(0), meta_rule()),
+  # After the meta rule, so that its sum is seen: over the two examples of a device it were another.
+  "mlp": optax.chain(meta_rule(), rw.rules.exponential_emphasis(8.0, normalization="batch")),
+}
+for name, rule in rules.items():
   loss_fn, params, model_state = zoo.make(name)
-  rule = optax.chain(rw.rules.random_weights(0), rw.meta.learning_to_reweight())
   tx = optax.sgd(0.1, momentum=0.9)
   step = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))
   key = jax.random.key(0)

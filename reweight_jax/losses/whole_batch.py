@@ -73,7 +73,7 @@ def mixup(
   r"""Builds a per-example loss for training on mixtures of two examples, fit for weighting.
 
   Mixture :math:`i` is :math:`\lambda x_i + (1 - \lambda) x_{\pi(i)}` with one random permutation
-  :math:`\pi` and one :math:`\lambda \sim 	ext{Beta}(lpha, lpha)` a batch. Ordinary mixup gives
+  :math:`\pi` and one :math:`\lambda \sim \text{Beta}(\alpha, \alpha)` a batch. Ordinary mixup gives
   mixture :math:`i` the labels of both ingredients. Here each label's terms are gathered with its
   own example,
 

@@ -45,6 +45,7 @@ def reducible_loss(reference_losses: Sequence[float], keep: ScalarLike) -> Weigh
   table = check_table(
     "reducible_loss: reference_losses", reference_losses, "example", at_least=-np.inf
   )
+  check_number("reducible_loss: keep", keep, above=0, at_most=1)
   select = large_loss(keep)
 
   def weigh(weights: Array, *, losses: Array, indices: Array, mask: Array, **unused: Any) -> Array:
@@ -121,7 +122,7 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     A rule needing evidence ``indices`` [batch] int32 and ``mask`` [batch] bool.
 
   Raises:
-    ValueError: if a Python number is out of range.
+    ValueError: if a Python number is out of range, or `num_examples` not whole.
 
   Source: temporal ensembling of weights instead of predictions, Laine and Aila, "Temporal
     Ensembling for Semi-Supervised Learning", 2017, arXiv 1610.02242, section 2.2.
@@ -135,7 +136,7 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     [1.]
     [3.]
   """
-  check_number("smooth_by_index: num_examples", num_examples, at_least=1)
+  check_number("smooth_by_index: num_examples", num_examples, at_least=1, whole=True)
   check_number("smooth_by_index: decay", decay, at_least=0, below=1)
 
   def init(weights: Array) -> SmoothByIndexState:

@@ -147,8 +147,10 @@ def _by_rarity(sizes: np.ndarray, rarity: Callable[[Array], Array]) -> Weighting
 
 def _check_counts(name: str, counts: Sequence[int]) -> np.ndarray:
   sizes = np.asarray(counts)
-  if sizes.ndim != 1 or sizes.size == 0:
-    raise ValueError(f"{name} expects one count per class, got shape {sizes.shape}.")
+  if sizes.ndim != 1 or sizes.size == 0 or not np.issubdtype(sizes.dtype, np.number):
+    raise ValueError(
+      f"{name} expects one count per class, got shape {sizes.shape} of {sizes.dtype}."
+    )
   good = (sizes > 0) & np.isfinite(sizes)
   if not good.all():
     empty = int(np.argmin(good))

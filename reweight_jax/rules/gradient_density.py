@@ -33,7 +33,7 @@ def gradient_harmonizing(num_bins: int = 30, decay: ScalarLike = 0.75) -> Weight
   average is bias-corrected from the first batch on.
 
   Args:
-    num_bins: at least 1; 1 changes nothing.
+    num_bins: at least 1; 1 changes nothing while all batches have one size.
     decay: share of the old histogram kept at each step, in [0, 1).
 
   Returns:
@@ -41,7 +41,7 @@ def gradient_harmonizing(num_bins: int = 30, decay: ScalarLike = 0.75) -> Weight
     [batch] bool.
 
   Raises:
-    ValueError: if a Python number is out of range.
+    ValueError: if a Python number is out of range, or `num_bins` not whole.
 
   Source: Li, Liu, Wang, "Gradient Harmonized Single-stage Detector", 2019, arXiv 1811.05181, eqs.
     (9) and (12), GHM-C; there with sigmoids. # Departs from eq. (12): bias-corrected.
@@ -54,7 +54,7 @@ def gradient_harmonizing(num_bins: int = 30, decay: ScalarLike = 0.75) -> Weight
     >>> print([f"{weight:.2f}" for weight in weights])
     ['0.67', '0.67', '0.67', '2.00']
   """
-  check_number("gradient_harmonizing: num_bins", num_bins, at_least=1)
+  check_number("gradient_harmonizing: num_bins", num_bins, at_least=1, whole=True)
   check_number("gradient_harmonizing: decay", decay, at_least=0, below=1)
 
   def init(weights: Array) -> GradientHarmonizingState:

@@ -35,8 +35,8 @@ def importance_ratio(
     A rule needing evidence ``indices`` [batch] int32.
 
   Raises:
-    ValueError: if a number is negative or not finite, a source density 0, naming the example, or
-      the two differ in length.
+    ValueError: if a number is negative or not finite, a source density 0, a ratio beyond float32,
+      naming the example, or the two differ in length.
 
   Source: Shimodaira, "Improving predictive inference under covariate shift by weighting the
     log-likelihood function", 2000, eqs. (2.1) and (4.1) (powers).
@@ -53,14 +53,24 @@ def importance_ratio(
     if densities.size != ratios.size:
       raise ValueError(
         f"importance_ratio expects two densities for each example, got {ratios.size} of target and "
-        f"{densities.size} of source."
+        f"{densities.size} of source. Give both for the whole data set, in its order."
       )
     if not densities.all():
       raise ValueError(
         "importance_ratio expects source densities > 0, got 0 for example "
         f"{int(np.argmin(densities != 0))}: training never draws it."
       )
-    ratios = ratios / densities
+    with np.errstate(over="ignore"):
+      ratios = ratios / densities
+  # Infinity times the weight 0 of padding would be NaN.
+  with np.errstate(over="ignore"):
+    raised = ratios ** max(power, 1) if isinstance(power, (int, float)) else ratios
+  if raised.max() > np.finfo(np.float32).max:
+    first = int(np.argmax(raised))
+    raise ValueError(
+      f"importance_ratio expects ratios that float32 can hold, got {raised[first]:g} for example "
+      f"{first}. Clip them, or lower the power."
+    )
 
   def weigh(weights: Array, *, indices: Array, **unused: Any) -> Array:
     drawn = jnp.asarray(ratios, weights.dtype)[jnp.clip(indices, 0, ratios.size - 1)]
@@ -118,7 +128,7 @@ def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> n
 
   Raises:
     ValueError: if shapes do not fit, a number is negative or not finite, all are 0, or the matrix
-      cannot be inverted (a class that is never predicted, or two that are not told apart).
+      cannot be inverted (a class without examples or never predicted, or two not told apart).
 
   Source: as `label_shift`.
 
@@ -146,6 +156,7 @@ def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> n
   if condition > 1e8:
     raise ValueError(
       "label_shift expects a confusion matrix that can be inverted, got condition number "
-      f"{condition:.1e}: some class is never predicted, or two are not told apart. Merge them."
+      f"{condition:.1e}: some class has no examples or is never predicted, or two are not told "
+      "apart. Merge them."
     )
   return np.maximum(np.linalg.solve(matrix / matrix.sum(), shares / shares.sum()), 0)

@@ -123,9 +123,9 @@ def self_paced_mixture(low: ScalarLike, high: ScalarLike) -> WeightingRule:
   Source: Jiang et al. 2014 (as `self_paced`), section 3.2, mixture weighting.
 
   Example:
-    >>> rule = self_paced_mixture(1.0, 2.0)
-    >>> print(rule.update(jnp.ones(3), (), losses=jnp.array([0.5, 1.6, 3.0]))[0])
-    [1.   0.25 0.  ]
+    >>> rule = self_paced_mixture(1.0, 3.0)
+    >>> print(rule.update(jnp.ones(3), (), losses=jnp.array([0.5, 1.5, 3.0]))[0])
+    [1.  0.5 0. ]
   """
   check_number("self_paced_mixture: low", low, above=0)
   floor = low if isinstance(low, (int, float)) else 0.0
@@ -186,7 +186,9 @@ def super_loss(
   check_number("super_loss: decay", decay, at_least=0, below=1)
 
   def factor(losses: Array, tau: Array) -> Array:
-    return jnp.exp(-_lambert_w(jnp.maximum((losses - tau) / (2 * lam), -1 / math.e)))
+    excess = (losses - tau) / (2 * lam)
+    # The upper bound survives a huge loss over a small lam, which overflows.
+    return jnp.exp(-_lambert_w(jnp.clip(excess, -1 / math.e, jnp.finfo(losses.dtype).max)))
 
   if threshold is not None:
     check_number("super_loss: threshold", threshold)
@@ -206,7 +208,8 @@ def super_loss(
   ) -> tuple[Array, SuperLossState]:
     del params, unused
     kept = jnp.asarray(decay, losses.dtype)
-    batch_mean = jnp.sum(jnp.where(mask, losses, 0)) / num_real(mask, losses.dtype)
+    # Divided first, so that the sum of huge losses does not overflow.
+    batch_mean = jnp.sum(jnp.where(mask, losses / num_real(mask, losses.dtype), 0))
     mean = kept * state.mean.astype(kept.dtype) + (1 - kept) * batch_mean
     count = optax.safe_increment(state.num_batches)
     # A batch without examples has no mean: the average waits.
@@ -231,14 +234,13 @@ def _of_the_loss(factor: Callable[[Array], Array]) -> WeightingRule:
 def _lambert_w(x: Array) -> Array:
   """The upper branch of Lambert's W, the inverse of w exp(w), for x of at least -1/e."""
   # Near -1/e the series in the root, elsewhere a logarithm; Halley's steps then converge cubically.
-  root = jnp.sqrt(jnp.maximum(2 * (math.e * x + 1), 0))
+  root = jnp.sqrt(jnp.maximum(2 * (math.e * jnp.minimum(x, 0) + 1), 0))
   w = jnp.where(x < 0, -1 + root - root**2 / 3, jnp.log1p(jnp.maximum(x, 0)))
   for _ in range(6):
-    power = jnp.exp(w)
-    error = w * power - x
+    error = w - x * jnp.exp(-w)  # over exp(w), for w exp(w) itself may overflow
     # At the branch point w = -1 the step has no denominator and the series is exact.
     slope = w + 1
     safe = jnp.where(jnp.abs(slope) < 1e-4, 1, slope)
-    step = error / (power * safe - (w + 2) * error / (2 * safe))
+    step = error / (safe - (w + 2) * error / (2 * safe))
     w = jnp.where(jnp.abs(slope) < 1e-4, w, w - step)
   return w
