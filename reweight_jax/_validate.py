@@ -57,9 +57,8 @@ def check_table(name: str, values: Any, row: str, *, at_least: float = 0.0) -> n
   good = np.isfinite(table) & (table >= at_least)
   if not good.all():
     first = int(np.argmin(good))
-    raise ValueError(
-      f"{name} expects finite numbers >= {at_least:g}, got {table[first]} for {row} {first}."
-    )
+    limit = "" if at_least == -math.inf else f" >= {at_least:g}"
+    raise ValueError(f"{name} expects finite numbers{limit}, got {table[first]} for {row} {first}.")
   return table
 
 
