@@ -262,7 +262,7 @@ def main(values: flags.FlagValues) -> None:
   )
   print(text)
   print("Accuracies in %, mean ± standard deviation over seeds; the rate is chosen by the last")
-  print("step's accuracy on noisy validation examples; diverged: the loss of a seed was not finite.")
+  print("step's accuracy on noisy validation examples; diverged: a seed's loss was not finite.")
   print(f"Files: {root}")
 
 
