@@ -29,7 +29,7 @@ class StopTest(processes.ProcessTestCase):
     for process in (undisturbed, self.start("stopped")):
       stderr = process.communicate()[1]
       self.assertEqual(process.returncode, 0, stderr)
-      self.assertRegex(stderr, r"\A(pair 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
+      self.assertRegex(stderr, r"\A(digits, pair noise 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
     with self.subTest(f"killed {seconds} s after a checkpoint"):
       self.assert_same_files("stopped", "whole")
 

@@ -305,7 +305,7 @@ class ErrorsTest(parameterized.TestCase):
       with self.subTest(factory, arguments=arguments):
         with self.assertRaises(ValueError) as caught:
           getattr(room, factory)(*arguments)
-        message = rf"^{factory}: {name} expects a number [^\n]*, got {value}\.$"
+        message = rf"^{factory}: {name} expects a (whole )?number [^\n]*, got {value}\.$"
         self.assertRegex(str(caught.exception), message)
 
   @parameterized.parameters(losses.asymmetric_focal_loss, rules.asymmetric_focal_transform)
