@@ -7,9 +7,8 @@ exp(beta p^lam (1 - p)). Trains every lam with every beta at every rate of symme
 plain training, plain training normalized alike, generalized cross-entropy and equal lengths, and
 draws, at the last step and at the best one apart: accuracy against beta for each mode, and the mode
 that wins against the noise rate. The paper says that the best mode rises with the noise, and that
-the window of good betas is narrow; its table takes the best of 30 evaluations on the test set.
-Expected of the command above: 4 rates x (16 + 4) settings x 3 seeds, about half an hour on two
-cores.
+the window of good betas is narrow. Expected of the command above: 4 rates x (16 + 4) settings x 3
+seeds, about half an hour on two cores.
 """
 
 import dataclasses
