@@ -13,7 +13,7 @@ seeds, about half an hour on two cores.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -137,9 +137,22 @@ def table(results: Mapping[float, Mapping[str, Any]]) -> str:
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def chosen(results: Mapping[str, Any], names: Sequence[str]) -> str:
+  """The setting of highest mean accuracy on noisy validation at the last step."""
+  return max(names, key=lambda name: results[name]["last_validation"]["mean"] or 0.0)
+
+
 def verdict(results: Mapping[float, Mapping[str, Any]]) -> str:
-  """The winning lambda and beta at each rate, at the last step, selected, and best seen."""
-  lines = []
+  """What wins at each rate: chosen on noisy validation; and on the test set, for each column."""
+  cells = []
+  for rate, numbers in results.items():
+    settings = [name for name in numbers if name not in BASELINES]
+    pair = [
+      f"{name.replace('_', ' ')} {100 * numbers[name]['last']['mean']:.1f} %"
+      for name in (chosen(numbers, settings), chosen(numbers, BASELINES))
+    ]
+    cells.append(f"noise {rate:g}: {', '.join(pair)}")
+  lines = [f"Chosen on noisy validation, last step: {'; '.join(cells)}.", "Chosen on the test set:"]
   for column in COLUMNS:
     cells = []
     for rate, numbers in results.items():

@@ -10,12 +10,17 @@ from experiments._rule_options import RuleOptions
 from tests import commands, runs
 
 
-def _results(best):
-  """Numbers of all settings: accuracy 0.5, but for the settings given."""
+def _results(best, validation=None):
+  """Numbers of all settings: accuracy 0.5, but for the settings given; validation is all alike."""
   names = [*emphasis_modes.BASELINES]
   names += [f"lam_{lam:g}_beta_{b:g}" for lam, betas in emphasis_modes.BETAS.items() for b in betas]
   number = lambda name: {"mean": best.get(name, 0.5), "std": 0.01}
-  return {name: {column: number(name) for column in emphasis_modes.COLUMNS} for name in names}
+  on_validation = lambda name: {"mean": (validation or {}).get(name, 0.4), "std": 0.01}
+  return {
+    name: {column: number(name) for column in emphasis_modes.COLUMNS}
+    | {"last_validation": on_validation(name)}
+    for name in names
+  }
 
 
 class StudyTest(parameterized.TestCase):
@@ -39,6 +44,12 @@ class StudyTest(parameterized.TestCase):
       emphasis_modes.verdict(results),
     )
     self.assertIn("| lam 2 beta 16 | 80.0 ± 1.0 / 80.0 ± 1.0 / 80.0", emphasis_modes.table(results))
+
+  def test_a_setting_is_chosen_on_validation_and_judged_on_test(self):
+    results = _results({"lam_2_beta_16": 0.8, "ce_dn": 0.6}, {"lam_1_beta_8": 0.45, "ce_dn": 0.45})
+    self.assertIn(
+      "noise 0.4: lam 1 beta 8 50.0 %, ce dn 60.0 %.", emphasis_modes.verdict({0.4: results})
+    )
 
 
 class SharedStepTest(runs.RunTestCase):
