@@ -258,6 +258,20 @@ class ProbabilityTest(parameterized.TestCase):
     soft = self._factors(rules.bootstrapped_confidence(0.3, "soft"))
     np.testing.assert_allclose(soft, 0.3 + 0.7 * self.p, rtol=1e-5)
 
+  def test_emphasis_by_the_batch_shares_out_whatever_weights_come_in(self):
+    # Shares u w / sum u w of n, in double; the dropped example alone has a weight of e^400 / 4.
+    incoming = np.float32([3, 1, 1, 0, 0.5, 2, 0, 1, 1, 0.2, 1, 0])
+    mask, p = np.arange(12) < 11, self.p.copy()
+    logits = self.logits.copy()
+    logits[3], p[3] = np.where(np.arange(3) == self.labels[3], np.log(2), 0), 1 / 2
+    for beta, arithmetic in ((4.0, "exact"), (4.0, "release_2020"), (1600.0, "exact")):
+      logs = np.where(incoming > 0, beta * p * (1 - p), -INF)
+      shares = incoming * np.exp(logs - logs.max())
+      expected = mask.sum() * shares / shares.sum()
+      rule = rules.exponential_emphasis(beta, 1.0, "batch", arithmetic)
+      result = _weigh(rule, incoming, logits=logits, labels=self.labels, mask=mask)
+      np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
   def test_truncated_cross_entropy_prunes_the_improbable(self):
     result = self._factors(rules.generalized_cross_entropy(0.7, truncate_at=0.2))
     np.testing.assert_allclose(result, np.where(self.p > 0.2, self.p**0.7, 0), rtol=1e-5)

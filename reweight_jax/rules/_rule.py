@@ -40,3 +40,8 @@ def weighting_rule(weigh: Callable[..., Array]) -> WeightingRule:
     return jnp.asarray(weigh(updates, **evidence), updates.dtype), state
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def times(weights: Array, factors: Array) -> Array:
+  """Weights times factors, 0 where the weight is 0, even if the factor is infinite or NaN."""
+  return jnp.where(weights == 0, 0, weights * factors.astype(weights.dtype))

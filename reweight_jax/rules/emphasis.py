@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from reweight_jax import densities
 from reweight_jax._validate import check_choice
 from reweight_jax.densities import Density
 from reweight_jax.losses import unit_margin
 from reweight_jax.losses.emphasis import ARITHMETICS, NORMALIZATIONS, emphasis_weights
-from reweight_jax.rules._rule import weighting_rule
+from reweight_jax.rules._rule import times, weighting_rule
+from reweight_jax.rules.shaping import normalize
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
 
@@ -28,17 +30,18 @@ def emphasis(
   * "none": :math:`s = 1`: the lengths are the density's. `densities.cross_entropy()` is then plain
     training on cross-entropy, and so on for the named losses.
   * "area": :math:`s = \int_0^1 w\,dp`, as the paper writes; it rescales the learning rate.
-  * "batch": :math:`s` is the mean of w over the batch's real examples, as the authors' programs
-    ran: the lengths add up to 1 over the batch in the step of this package. It is `normalize` after
-    "none", but in logarithms, so that no weight overflows.
+  * "batch": :math:`s` is such that the weights of the batch's real examples average 1, as the
+    authors' programs ran: the lengths add up to 1 over the batch in the step of this package. It is
+    `normalize` after "none", whatever weights come in, but in logarithms, so that none overflows.
 
   Guarantees: padding stays at weight 0; permuting the batch permutes the weights; exact and finite
   at any margin in float32, in bfloat16 up to its rounding of the logits; with "batch" a constant
-  times the density gives the same weights.
-  Edge cases: with "batch" lengths do not fall as the batch is fitted, so late steps stay long:
-  lower the learning rate. An example of p = 1 is pushed on as far as w(1) says. On another base
-  loss than `unit_margin` this is another method. The arithmetic of a release enters as its factor
-  :math:`2(1-p) / (2(1-p) + \epsilon)`; `losses.derivative_manipulation` has its rounding too.
+  times the density gives the same weights, and examples that an earlier rule dropped do not count.
+  Edge cases: "batch" expects non-negative weights, as `normalize` does. Its lengths do not fall as
+  the batch is fitted, so late steps stay long: lower the learning rate. An example of p = 1 is
+  pushed on as far as w(1) says. On another base loss than `unit_margin` this is another method. The
+  arithmetic of a release enters as its factor :math:`2(1-p) / (2(1-p) + \epsilon)`;
+  `losses.derivative_manipulation` has its rounding too.
 
   Args:
     density: one of `densities`, or a function of p written with `jax.numpy`.
@@ -66,11 +69,20 @@ def emphasis(
   check_choice("emphasis: arithmetic", arithmetic, ARITHMETICS)
   chosen = density if isinstance(density, Density) else densities.from_function(density)
   area = densities.area(chosen) if normalization == "area" else 1.0
+  mean_one = lambda weights, mask: normalize().update(weights, optax.EmptyState(), mask=mask)[0]
 
   def weigh(weights: Array, *, logits: Array, labels: Array, mask: Array, **unused: Any) -> Array:
     margins = -2 * jax.vmap(unit_margin)(logits, labels)
-    factors = emphasis_weights(chosen, margins, mask, normalization, arithmetic) / area
-    return weights * factors.astype(weights.dtype)
+    if normalization != "batch":
+      return times(weights, emphasis_weights(chosen, margins, mask, "none", arithmetic) / area)
+    # What an earlier rule dropped is no part of the sum, nor the largest weight it is relative to.
+    counted = mask & (weights != 0)
+    exact = emphasis_weights(chosen, margins, counted, "batch")
+    # First to mean 1, then the products do not overflow either.
+    lengths = mean_one(times(mean_one(weights, mask), exact), mask)
+    if arithmetic == "exact":
+      return lengths
+    return times(lengths, emphasis_weights(chosen, margins, counted, "batch", arithmetic) / exact)
 
   return weighting_rule(weigh)
 
