@@ -41,7 +41,7 @@ def define_flags(
   text("data_dir", "folder of tensorflow-datasets; default $TFDS_DATA_DIR")
   text("method", f"list of {', '.join(_methods.METHODS)}; default {','.join(default.methods)}")
   text("rules", f"instead of --method, a chain of {', '.join(_methods.RULES)}")
-  text("seeds", "list of whole numbers, one run each", 0)
+  text("seeds", "list of whole numbers, one run each", ",".join(map(str, default.seeds)))
   text("noise", f"{words(data.NOISES)}, or human:KIND", default.noise)
   number("noise_rate", "share of the labels to corrupt, in [0, 1); default 0.45")
   text("human_labels", "NPZ file of label vectors by original number, for human:KIND")
