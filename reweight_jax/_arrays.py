@@ -1,10 +1,11 @@
-"""Two small conversions that many rooms need."""
+"""Small functions of arrays that many modules need."""
 
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 
-from reweight_jax.types import Array
+from reweight_jax.types import Array, ScalarLike
 
 
 def at_least_float32(array: Array) -> Array:
@@ -18,3 +19,22 @@ def at_least_float32(array: Array) -> Array:
 def num_real(mask: Array, dtype: Any) -> Array:
   """Number of True entries, at least 1 so that one can divide by it, as a scalar of `dtype`."""
   return jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(dtype)
+
+
+def moving_average(
+  average: Array, count: Array, value: Array, decay: ScalarLike, *, moves: Array
+) -> tuple[Array, Array]:
+  """One step of an exponential moving average that starts at 0, and how many it has made.
+
+  Computed in the value's dtype. Where `moves` is False both wait.
+  """
+  # optax.tree.update_moment would say this, but not under strict dtype promotion.
+  kept, old = jnp.asarray(decay, value.dtype), average.astype(value.dtype)
+  new = jnp.where(moves, kept * old + (1 - kept) * value, old)
+  return new, jnp.where(moves, optax.safe_increment(count), count)
+
+
+def bias_corrected(average: Array, count: Array, decay: ScalarLike) -> Array:
+  """The moving average over the share that its steps have filled; 0 before the first."""
+  kept = jnp.asarray(decay, average.dtype)
+  return average / (1 - kept ** jnp.maximum(count, 1).astype(average.dtype))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from reweight_jax._arrays import bias_corrected, moving_average
 from reweight_jax._validate import check_number, check_table
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.rules.selection import large_loss
@@ -154,18 +155,14 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     **unused: Any,
   ) -> tuple[Array, SmoothByIndexState]:
     del params, unused
-    kept = jnp.asarray(decay, updates.dtype)
     is_known = mask & (indices >= 0) & (indices < num_examples)
     rows = jnp.where(is_known, indices, num_examples)  # beyond the table: dropped
     count = jnp.zeros(num_examples, updates.dtype).at[rows].add(1, mode="drop")
     total = jnp.zeros(num_examples, updates.dtype).at[rows].add(updates, mode="drop")
     mean = total / jnp.maximum(count, 1)
-    old = state.average.astype(updates.dtype)
-    average = jnp.where(count > 0, kept * old + (1 - kept) * mean, old)
-    times = state.times_seen + (count > 0).astype(jnp.int32)
+    average, times = moving_average(state.average, state.times_seen, mean, decay, moves=count > 0)
     places = jnp.clip(indices, 0, num_examples - 1)
-    correction = 1 - kept ** jnp.maximum(times[places], 1).astype(updates.dtype)
-    smoothed = average[places] / correction
+    smoothed = bias_corrected(average[places], times[places], decay)
     weights = jnp.where(is_known, smoothed, updates)
     return weights, SmoothByIndexState(average.astype(state.average.dtype), times)
 

@@ -49,12 +49,14 @@ def class_balanced(counts: Sequence[int], beta: ScalarLike = 0.999) -> Weighting
 
   def rarity(n: Array) -> Array:
     # expm1 because beta^n rounds to 1 when beta is close to 1, and a plain number's logarithm in
-    # double because beta itself does; beta = 0 gives log -inf, rarity 1.
+    # double because beta itself does; beta = 0 gives log -inf, rarity 1. An array that has rounded
+    # to 1, as an injected number near it does, has the limit: inverse frequency.
     if isinstance(beta, (int, float)) and beta > 0:
       log_beta = jnp.asarray(math.log(beta), n.dtype)
     else:
       log_beta = jnp.log(jnp.asarray(beta, n.dtype))
-    return 1 / -jnp.expm1(n * log_beta)
+    safe = jnp.where(log_beta == 0, -1, log_beta)
+    return jnp.where(log_beta == 0, 1 / n, 1 / -jnp.expm1(n * safe))
 
   return _by_rarity(sizes, rarity)
 
@@ -91,7 +93,7 @@ def inverse_frequency(counts: Sequence[int], power: ScalarLike = 1.0) -> Weighti
     ['0.67', '2.00']
   """
   sizes = _check_counts("inverse_frequency", counts)
-  check_number("inverse_frequency: power", power, above=-math.inf, below=math.inf)
+  check_number("inverse_frequency: power", power)
 
   def rarity(n: Array) -> Array:
     # Relative to the class that weighs most, a large power underflows where it would overflow.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reweight_jax._arrays import num_real
+from reweight_jax._arrays import at_least_float32, bias_corrected, moving_average, num_real
 from reweight_jax._validate import check_number
 from reweight_jax.losses import log_error_probability
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
@@ -71,17 +71,14 @@ def gradient_harmonizing(num_bins: int = 30, decay: ScalarLike = 0.75) -> Weight
     **unused: Any,
   ) -> tuple[Array, GradientHarmonizingState]:
     del params, unused
-    kept = jnp.asarray(decay, updates.dtype)
-    lengths = jnp.exp(jax.vmap(log_error_probability)(logits, labels))
+    lengths = jnp.exp(jax.vmap(log_error_probability)(at_least_float32(logits), labels))
     bins = jnp.clip((lengths * num_bins).astype(jnp.int32), 0, num_bins - 1)
     in_bin = (bins[:, None] == jnp.arange(num_bins, dtype=bins.dtype)[None, :]) & mask[:, None]
     histogram = jnp.sum(in_bin, axis=0).astype(updates.dtype)
-    has_examples = jnp.any(mask)
-    old = state.counts.astype(updates.dtype)
-    counts = jnp.where(has_examples, kept * old + (1 - kept) * histogram, old)
-    seen = state.num_batches + has_examples.astype(jnp.int32)
-    corrected = counts / (1 - kept ** jnp.maximum(seen, 1).astype(updates.dtype))
-    share = jnp.where(mask, corrected[bins], 1)
+    counts, seen = moving_average(
+      state.counts, state.num_batches, histogram, decay, moves=jnp.any(mask)
+    )
+    share = jnp.where(mask, bias_corrected(counts, seen, decay)[bins], 1)
     num_hit = jnp.maximum(jnp.sum(histogram > 0), 1).astype(updates.dtype)
     factors = num_real(mask, updates.dtype) / (num_hit * share)
     return updates * factors, GradientHarmonizingState(counts.astype(state.counts.dtype), seen)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reweight_jax._validate import check_number, check_table
-from reweight_jax.rules._rule import weighting_rule
+from reweight_jax.rules._rule import times, weighting_rule
 from reweight_jax.rules.class_priors import class_weights
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
@@ -62,7 +62,6 @@ def importance_ratio(
       )
     with np.errstate(over="ignore"):
       ratios = ratios / densities
-  # Infinity times the weight 0 of padding would be NaN.
   with np.errstate(over="ignore"):
     raised = ratios ** max(power, 1) if isinstance(power, (int, float)) else ratios
   if raised.max() > np.finfo(np.float32).max:
@@ -74,7 +73,7 @@ def importance_ratio(
 
   def weigh(weights: Array, *, indices: Array, **unused: Any) -> Array:
     drawn = jnp.asarray(ratios, weights.dtype)[jnp.clip(indices, 0, ratios.size - 1)]
-    return weights * drawn ** jnp.asarray(power, weights.dtype)
+    return times(weights, drawn ** jnp.asarray(power, weights.dtype))
 
   return weighting_rule(weigh)
 
@@ -108,7 +107,7 @@ def label_shift(confusion: Any, target_predictions: Sequence[float]) -> Weightin
     >>> print([f"{weight:.2f}" for weight in weights])
     ['0.50', '1.50']
   """
-  return class_weights(label_shift_ratios(confusion, target_predictions).tolist())
+  return class_weights(_solve("label_shift", confusion, target_predictions).tolist())
 
 
 def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> np.ndarray:
@@ -136,26 +135,30 @@ def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> n
     >>> print(label_shift_ratios([[50, 0], [0, 50]], [30, 70]))
     [0.6 1.4]
   """
+  return _solve("label_shift_ratios", confusion, target_predictions)
+
+
+def _solve(name: str, confusion: Any, target_predictions: Sequence[float]) -> np.ndarray:
   matrix = np.asarray(confusion, np.float64)
-  shares = check_table("label_shift: target_predictions", target_predictions, "class")
+  shares = check_table(f"{name}: target_predictions", target_predictions, "class")
   if matrix.shape != (shares.size, shares.size):
     raise ValueError(
-      f"label_shift expects a {shares.size} x {shares.size} confusion matrix, one row for each "
+      f"{name} expects a {shares.size} x {shares.size} confusion matrix, one row for each "
       f"predicted share, got shape {matrix.shape}."
     )
   good = np.isfinite(matrix) & (matrix >= 0)
   if not good.all():
     row, column = np.argwhere(~good)[0]
     raise ValueError(
-      "label_shift expects a confusion matrix of finite numbers >= 0, got "
+      f"{name} expects a confusion matrix of finite numbers >= 0, got "
       f"{matrix[row, column]:g} at row {row}, column {column}."
     )
   if not matrix.any() or not shares.any():
-    raise ValueError("label_shift expects a confusion matrix and predictions that are not all 0.")
+    raise ValueError(f"{name} expects a confusion matrix and predictions that are not all 0.")
   condition = np.linalg.cond(matrix / matrix.sum())
   if condition > 1e8:
     raise ValueError(
-      "label_shift expects a confusion matrix that can be inverted, got condition number "
+      f"{name} expects a confusion matrix that can be inverted, got condition number "
       f"{condition:.1e}: some class has no examples or is never predicted, or two are not told "
       "apart. Merge them."
     )

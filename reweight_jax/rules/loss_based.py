@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from reweight_jax._arrays import num_real
+from reweight_jax._arrays import bias_corrected, moving_average, num_real
 from reweight_jax._validate import check_choice, check_number
-from reweight_jax.rules._rule import weighting_rule
+from reweight_jax.rules._rule import of_the_loss, times
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
 
 
@@ -44,7 +44,7 @@ def loss_transform(transform: Callable[[Array], Array]) -> WeightingRule:
   if not callable(transform):
     raise TypeError(f"loss_transform expects a function of one loss, got {transform!r}.")
 
-  return _of_the_loss(jax.vmap(jax.grad(transform)))
+  return of_the_loss(jax.vmap(jax.grad(transform)))
 
 
 def self_paced(threshold: ScalarLike, form: str = "hard") -> WeightingRule:
@@ -58,10 +58,10 @@ def self_paced(threshold: ScalarLike, form: str = "hard") -> WeightingRule:
   * "logarithmic": :math:`\log(\ell + \zeta) / \log \zeta` with :math:`\zeta = 1 - \lambda` where
     :math:`\ell < \lambda`, else 0.
 
-  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [0, 1] for
-  losses of at least 0.
-  Edge cases: if no example passes, all weights are 0 and so is the gradient. To let in more over
-  training raise the threshold: ``optax.inject_hyperparams(self_paced)(threshold=schedule)``.
+  Guarantees: padding stays at weight 0; permuting the batch permutes the weights; in [0, 1].
+  Edge cases: a negative loss, as of `losses.unit_margin`, counts as 0. If no example passes, all
+  weights are 0 and so is the gradient. To let in more over training raise the threshold:
+  ``optax.inject_hyperparams(self_paced)(threshold=schedule)``.
 
   Args:
     threshold: in nats, > 0; for "logarithmic" below 1.
@@ -87,6 +87,7 @@ def self_paced(threshold: ScalarLike, form: str = "hard") -> WeightingRule:
   check_number("self_paced: threshold", threshold, above=0, below=ceiling)
 
   def factor(losses: Array) -> Array:
+    losses = jnp.maximum(losses, 0)
     passes = losses < threshold
     if form == "hard":
       return passes.astype(losses.dtype)
@@ -96,7 +97,7 @@ def self_paced(threshold: ScalarLike, form: str = "hard") -> WeightingRule:
     limit = jnp.asarray(threshold, losses.dtype)
     return jnp.where(passes, jnp.log1p(jnp.where(passes, losses - limit, 0)) / jnp.log1p(-limit), 0)
 
-  return _of_the_loss(factor)
+  return of_the_loss(factor)
 
 
 def self_paced_mixture(low: ScalarLike, high: ScalarLike) -> WeightingRule:
@@ -129,7 +130,7 @@ def self_paced_mixture(low: ScalarLike, high: ScalarLike) -> WeightingRule:
   """
   check_number("self_paced_mixture: low", low, above=0)
   floor = low if isinstance(low, (int, float)) else 0.0
-  check_number("self_paced_mixture: high", high, above=floor, below=math.inf)
+  check_number("self_paced_mixture: high", high, above=floor)
 
   def factor(losses: Array) -> Array:
     inside = jnp.clip(losses, low, high)
@@ -137,7 +138,7 @@ def self_paced_mixture(low: ScalarLike, high: ScalarLike) -> WeightingRule:
     # Thresholds that meet in floating point, as by a schedule, are one hard threshold, not 0 / 0.
     return jnp.where(losses <= low, 1, jnp.where(losses >= high, 0, share))
 
-  return _of_the_loss(factor)
+  return of_the_loss(factor)
 
 
 class SuperLossState(NamedTuple):
@@ -192,7 +193,7 @@ def super_loss(
 
   if threshold is not None:
     check_number("super_loss: threshold", threshold)
-    return _of_the_loss(lambda losses: factor(losses, jnp.asarray(threshold, losses.dtype)))
+    return of_the_loss(lambda losses: factor(losses, jnp.asarray(threshold, losses.dtype)))
 
   def init(weights: Array) -> SuperLossState:
     return SuperLossState(jnp.zeros((), weights.dtype), jnp.zeros((), jnp.int32))
@@ -207,28 +208,16 @@ def super_loss(
     **unused: Any,
   ) -> tuple[Array, SuperLossState]:
     del params, unused
-    kept = jnp.asarray(decay, losses.dtype)
     # Divided first, so that the sum of huge losses does not overflow.
     batch_mean = jnp.sum(jnp.where(mask, losses / num_real(mask, losses.dtype), 0))
-    mean = kept * state.mean.astype(kept.dtype) + (1 - kept) * batch_mean
-    count = optax.safe_increment(state.num_batches)
     # A batch without examples has no mean: the average waits.
-    mean = jnp.where(jnp.any(mask), mean, state.mean.astype(kept.dtype))
-    count = jnp.where(jnp.any(mask), count, state.num_batches)
-    tau = mean / (1 - kept ** jnp.maximum(count, 1).astype(kept.dtype))
-    weights = updates * factor(losses, tau).astype(updates.dtype)
+    mean, count = moving_average(
+      state.mean, state.num_batches, batch_mean, decay, moves=jnp.any(mask)
+    )
+    weights = times(updates, factor(losses, bias_corrected(mean, count, decay)))
     return weights, SuperLossState(mean.astype(state.mean.dtype), count)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _of_the_loss(factor: Callable[[Array], Array]) -> WeightingRule:
-  """Multiplies by an elementwise function of the losses."""
-
-  def weigh(weights: Array, *, losses: Array, **unused: Any) -> Array:
-    return weights * factor(losses).astype(weights.dtype)
-
-  return weighting_rule(weigh)
 
 
 def _lambert_w(x: Array) -> Array:

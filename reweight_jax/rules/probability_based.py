@@ -1,14 +1,10 @@
 """Rules that read the probability which the model gives to the label."""
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 
 from reweight_jax._validate import check_choice, check_number
 from reweight_jax.losses import log_error_probability, softmax_cross_entropy
-from reweight_jax.rules._rule import weighting_rule
+from reweight_jax.rules._rule import of_the_label
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
 
@@ -154,12 +150,3 @@ def bootstrapped_confidence(share: ScalarLike = 0.8, kind: str = "hard") -> Weig
     return share + (1 - share) * agreement
 
   return of_the_label(factor)
-
-
-def of_the_label(factor: Callable[[Array, Array], Array]) -> WeightingRule:
-  """Multiplies by a function of one example's logits and label."""
-
-  def weigh(weights: Array, *, logits: Array, labels: Array, **unused: Any) -> Array:
-    return weights * jax.vmap(factor)(logits, labels).astype(weights.dtype)
-
-  return weighting_rule(weigh)

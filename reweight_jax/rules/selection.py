@@ -10,8 +10,6 @@ from reweight_jax._validate import check_choice, check_number
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
-_ROUNDING = 1e-4  # 0.3 of 10 examples is 3, whatever 0.3 is in binary
-
 
 def small_loss(keep: ScalarLike, of: str = "batch") -> WeightingRule:
   r"""Keeps the examples of smallest loss, the likely right labels: weight 1, the others 0.
@@ -22,9 +20,9 @@ def small_loss(keep: ScalarLike, of: str = "batch") -> WeightingRule:
 
   Guarantees: padding stays at weight 0 and does not count; permuting the batch permutes weights.
   Edge cases: at least one example stays of a batch (or class) that has any; all of a tie at the
-  border stay. The kept weigh 1 each, so that the step shrinks by the share: chain `normalize` for
-  the mean over the kept. Usual: ``after_burn_in``, or a keep that falls from 1 by a schedule
-  through ``optax.inject_hyperparams``.
+  border stay; a loss of NaN goes first. The kept weigh 1 each, so that the step shrinks by the
+  share: chain `normalize` for the mean over the kept. Usual: ``after_burn_in``, or a keep that
+  falls from 1 by a schedule through ``optax.inject_hyperparams``.
 
   Args:
     keep: the share :math:`s` that stays, in (0, 1].
@@ -84,7 +82,8 @@ def loss_quantiles(low: ScalarLike, high: ScalarLike, of: str = "batch") -> Weig
 
   Guarantees: padding stays at weight 0 and does not count; permuting the batch permutes weights;
   a tie stays or goes as a whole.
-  Edge cases: a narrow band may hold no example of a small batch; all weights are then 0.
+  Edge cases: a narrow band may hold no example of a small batch; all weights are then 0. A loss of
+  NaN counts as the largest.
 
   Args:
     low: in [0, 1); 0 keeps the easiest.
@@ -112,7 +111,7 @@ def loss_quantiles(low: ScalarLike, high: ScalarLike, of: str = "batch") -> Weig
   check_choice("loss_quantiles: of", of, ("batch", "class"))
 
   def stays(rank: Array, size: Array) -> Array:
-    return (rank >= low * size - _ROUNDING) & (rank < high * size - _ROUNDING)
+    return (rank >= _border(low, size)) & (rank < _border(high, size))
 
   return _by_rank(stays, of)
 
@@ -124,8 +123,9 @@ def hard_mining(num_classes: int, at_least: int = 1) -> WeightingRule:
   of the rarest class in the batch, or `at_least` if that is less.
 
   Guarantees: padding stays at weight 0 and does not count; permuting the batch permutes weights.
-  Edge cases: all of a tie at the border stay. Few examples stay, so chain `normalize` for their
-  mean.
+  Edge cases: all of a tie at the border stay; a loss of NaN goes first. A label outside
+  [0, classes) is a class of its own, of which as many stay, but never the rarest. Few examples
+  stay, so chain `normalize` for their mean.
 
   Args:
     num_classes: how many classes there are, at least 1.
@@ -163,21 +163,25 @@ def hard_mining(num_classes: int, at_least: int = 1) -> WeightingRule:
 
 def _num_kept(keep: ScalarLike, size: Array) -> Array:
   """A share of so many examples, rounded up, at least 1 however small the share."""
-  return jnp.maximum(jnp.ceil(keep * size - _ROUNDING), 1)
+  return jnp.maximum(jnp.ceil(_border(keep, size)), 1)
+
+
+def _border(share: ScalarLike, size: Array) -> Array:
+  """A share of so many, with room for rounding: 0.3 of 10 is 3, whatever 0.3 is in binary."""
+  return share * size - (1e-4 + 1e-6 * size)
 
 
 def _by_rank(stays: Callable[[Array, Array], Array], of: str, sign: int = 1) -> WeightingRule:
   """Keeps the weights of examples whose rank among so many of their kind is right."""
 
-  def of_batch(weights: Array, *, losses: Array, mask: Array, **unused: Any) -> Array:
-    rank, size = _ranks(sign * losses, None, mask)
-    return jnp.where(stays(rank, size), weights, 0)
-
   def of_class(
-    weights: Array, *, losses: Array, labels: Array, mask: Array, **unused: Any
+    weights: Array, *, losses: Array, labels: Array | None, mask: Array, **unused: Any
   ) -> Array:
     rank, size = _ranks(sign * losses, labels, mask)
     return jnp.where(stays(rank, size), weights, 0)
+
+  def of_batch(weights: Array, **evidence: Any) -> Array:
+    return of_class(weights, **{**evidence, "labels": None})
 
   return weighting_rule(of_class if of == "class" else of_batch)
 
@@ -185,11 +189,13 @@ def _by_rank(stays: Callable[[Array, Array], Array], of: str, sign: int = 1) -> 
 def _ranks(losses: Array, labels: Array | None, mask: Array) -> tuple[Array, Array]:
   """How many real examples (of its class) are below each one, and how many there are, `[batch]`.
 
-  Equal losses have equal ranks, so that order within the batch does not matter.
+  Equal losses have equal ranks, so that order within the batch does not matter. NaN is last.
   """
   counts = mask[None, :]
   if labels is not None:
     counts = counts & (labels[:, None] == labels[None, :])
-  is_below = (losses[None, :] < losses[:, None]) & counts
+  unknown = jnp.isnan(losses)
+  is_below = (losses[None, :] < losses[:, None]) | (unknown[:, None] & ~unknown[None, :])
   size = jnp.sum(counts, axis=1) if labels is not None else num_real(mask, losses.dtype)
-  return jnp.sum(is_below, axis=1).astype(losses.dtype), jnp.asarray(size).astype(losses.dtype)
+  rank = jnp.sum(is_below & counts, axis=1)
+  return rank.astype(losses.dtype), size.astype(losses.dtype)

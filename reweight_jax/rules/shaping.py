@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from reweight_jax._arrays import num_real
+from reweight_jax._arrays import bias_corrected, moving_average, num_real
 from reweight_jax._validate import check_choice, check_number
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
@@ -48,9 +48,10 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
   from the first step on, so that batches keep their weight relative to one another.
 
   Guarantees: padding stays at weight 0; permuting the batch permutes the weights; finite for any
-  finite non-negative weights, however small or large.
+  finite non-negative weights, and without `decay` right however small or large they are.
   Edge cases: a batch whose weights are all 0 stays all 0. With `decay`, it counts into the average
-  with mean 0; while the average itself is 0 the weights stay as they are, that is 0.
+  with mean 0; while the average itself is 0, or below the smallest normal number, the weights stay
+  as they are.
 
   Args:
     to: "mean", the only scale there is.
@@ -82,18 +83,12 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
     updates: Array, state: NormalizeState, params: Params = None, *, mask: Array, **unused: Any
   ) -> tuple[Array, NormalizeState]:
     del params, unused
-    mean = jnp.sum(updates) / num_real(mask, updates.dtype)
-    # optax.tree.bias_correction would say this, but not under strict dtype promotion.
-    kept = jnp.asarray(decay, updates.dtype)
-    scale = kept * state.scale.astype(kept.dtype) + (1 - kept) * mean
-    count = optax.safe_increment(state.num_batches)
+    # Divided first, so that the sum of huge weights does not overflow.
+    mean = jnp.sum(updates / num_real(mask, updates.dtype))
     # A batch without examples has no mean: the average waits.
-    has_examples = jnp.any(mask)
-    scale = jnp.where(has_examples, scale, state.scale.astype(kept.dtype))
-    count = jnp.where(has_examples, count, state.num_batches)
-    corrected = scale / (1 - kept ** jnp.maximum(count, 1).astype(kept.dtype))
-    tiny = jnp.finfo(updates.dtype).tiny
-    weights = updates / jnp.where(corrected < tiny, 1, corrected)
+    scale, count = moving_average(state.scale, state.num_batches, mean, decay, moves=jnp.any(mask))
+    corrected = bias_corrected(scale, count, decay)
+    weights = _over(updates, jnp.where(corrected < jnp.finfo(updates.dtype).tiny, 1, corrected))
     return weights, NormalizeState(scale.astype(state.scale.dtype), count)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -103,10 +98,16 @@ def _normalize_batch(weights: Array, *, mask: Array, **unused: Any) -> Array:
   # Dividing by the largest weight first survives sums that would overflow or underflow.
   tiny = jnp.finfo(weights.dtype).tiny
   largest = jnp.max(weights, initial=0)
-  shares = weights / jnp.where(largest < tiny, 1, largest)
-  shares = jnp.where(largest < tiny, 0, shares)
+  shares = jnp.where(largest < tiny, 0, _over(weights, jnp.where(largest < tiny, 1, largest)))
   total = jnp.sum(shares)
   return shares / jnp.where(total == 0, 1, total) * num_real(mask, weights.dtype)
+
+
+def _over(weights: Array, scale: Array) -> Array:
+  """Weights divided by one positive normal number, however large."""
+  # XLA multiplies by the reciprocal, and flushes that of 1e38 in float32 to 0.
+  by = jnp.where(scale > 1, 1 / 16, 1).astype(scale.dtype)
+  return weights * by / (scale * by)
 
 
 def clip_weights(max_weight: ScalarLike, min_weight: ScalarLike = 0.0) -> WeightingRule:
@@ -221,13 +222,13 @@ def after_burn_in(rule: WeightingRule, num_steps: int) -> WeightingRule:
 
   Args:
     rule: the rule to be deferred.
-    num_steps: how many steps it waits, >= 0.
+    num_steps: how many steps it waits, whole, >= 0.
 
   Returns:
     A rule needing the rule's evidence; a meta rule's alignment is computed during burn-in too.
 
   Raises:
-    ValueError: if `num_steps` is a negative Python number.
+    ValueError: if `num_steps` is a Python number that is negative or not whole.
 
   Source: deferred re-weighting, Cao et al., "Learning Imbalanced Datasets with Label-Distribution-
     Aware Margin Loss", 2019, arXiv 1906.07413, algorithm 1; by `optax.conditionally_transform`.
@@ -241,5 +242,5 @@ def after_burn_in(rule: WeightingRule, num_steps: int) -> WeightingRule:
     [1.]
     [0.5]
   """
-  check_number("after_burn_in: num_steps", num_steps, at_least=0)
+  check_number("after_burn_in: num_steps", num_steps, at_least=0, whole=True)
   return optax.conditionally_transform(rule, lambda step: step >= num_steps)
