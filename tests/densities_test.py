@@ -30,6 +30,7 @@ FORMULAS = {
     densities.symmetric_cross_entropy(0.1, 0.5, -6.0),
     lambda p, q: 0.2 * q * (1 + 30 * p),
   ),
+  "reverse": (densities.symmetric_cross_entropy(0.0, 0.5, -6.0), lambda p, q: 6 * p * q),
   # 1 - q^3, without the cancellation.
   "Taylor": (densities.taylor_cross_entropy(3), lambda p, q: 2 * q * p * (1 + q + q * q)),
   "IMAE": (densities.improved_mean_absolute_error(8.0), lambda p, q: np.exp(8 * p * q)),
@@ -104,7 +105,7 @@ class WeightsTest(parameterized.TestCase):
         np.testing.assert_allclose(result, [1, 1, peak], rtol=1e-12)
 
   def test_families_meet_where_the_formulas_do(self):
-    p, grid = np.linspace(0, 1, 1001), jnp.linspace(0, 1, 1001)
+    p, grid = np.linspace(0, 1, 4001), jnp.linspace(0, 1, 4001)
     for beta in (-2.0, 0.5, 8.0):
       with self.subTest(beta=beta):
         chain = densities.exponential_of_beta(beta, 0.0), densities.exponential(beta)
@@ -120,10 +121,10 @@ class WeightsTest(parameterized.TestCase):
     flat = [densities.exponential_of_beta(0.0, lam) for lam in LAMBDAS]
     flat += [densities.normal(0.0, 0.7), densities.exponential(0.0), densities.beta(1.0, 1.0)]
     for density in [*flat, densities.uniform()]:
-      self.assertEqual(density(grid).tolist(), [1.0] * 1001)
+      self.assertEqual(density(grid).tolist(), [1.0] * 4001)
 
   def test_beta_densities_are_the_losses_up_to_a_constant(self):
-    grid = jnp.linspace(0, 1, 1001)
+    grid = jnp.linspace(0, 1, 4001)
     for alpha, eta, constant, density in (
       (1.0, 2.0, 2, densities.cross_entropy()),
       (2.0, 2.0, 2, densities.mean_absolute_error()),
@@ -152,7 +153,7 @@ class IntegralsTest(parameterized.TestCase):
         mode = densities.mode(density)
         with jax.enable_x64(True):
           # Of the size for which `mode` has compiled already.
-          w = np.asarray(density(jnp.asarray(np.resize([0, 1, mode, 0.1, 0.01], 1001))))[:5]
+          w = np.asarray(density(jnp.asarray(np.resize([0, 1, mode, 0.1, 0.01], 4001))))[:5]
         relative = densities.variance(density, relative=True)
         result = [w[2], area, variance, relative, *w[:3] / area, *w[3:]]
         for got, text in zip(result, printed, strict=True):
@@ -173,6 +174,8 @@ class IntegralsTest(parameterized.TestCase):
       (densities.exponential_of_beta(2.0, 0.0), (np.exp(2) - 1) / 2),
       (densities.beta(1.5, 3.5), special.beta(1.5, 3.5)),
       (densities.beta(0.5, 0.5), np.pi),
+      (densities.beta(0.01, 1.0), 100),  # nearly all of it below p = 1e-40
+      (densities.beta(1.0, 0.001), 1000),
       (densities.uniform(), 1),
       (densities.cross_entropy(), 1),
       (densities.mean_absolute_error(), 1 / 3),
@@ -180,6 +183,7 @@ class IntegralsTest(parameterized.TestCase):
       (densities.mean_squared_error(), 1 / 3),
       (densities.generalized_cross_entropy(0.7), 2 * special.beta(1.7, 2)),
       (densities.symmetric_cross_entropy(0.1, 1.0, -4.0), 0.1 + 4 / 3),
+      (densities.symmetric_cross_entropy(0.0, 1.0, -4.0), 4 / 3),
       (densities.taylor_cross_entropy(3), 1 - 2 / 5),
     ):
       with self.subTest(density.name):
@@ -210,6 +214,10 @@ class IntegralsTest(parameterized.TestCase):
         4 * special.beta(2.4, 3) - 4 * special.beta(1.7, 2) ** 2,
       ),
       (densities.uniform(), 0),
+      # Of p^(a-1) the square has area 1 / (2a - 1).
+      (densities.beta(0.51, 1.0), 1 / 0.02 - 1 / 0.51**2),
+      (densities.beta(0.5, 2.0), np.inf),
+      (densities.beta(1.0, 0.3), np.inf),
     ):
       with self.subTest(density.name):
         self.assertAlmostEqual(densities.variance(density), expected, delta=1e-10)
@@ -217,12 +225,71 @@ class IntegralsTest(parameterized.TestCase):
       result = densities.variance(densities.improved_mean_absolute_error(temperature))
       self.assertAlmostEqual(result, float(printed), delta=_last_digit(printed))
 
+  @parameterized.parameters(0.5, 0.3)
+  def test_narrow_peaks_are_not_overlooked(self, mode):
+    for beta in (4e4, 4e6):
+      # exp(-beta (p - mode)^2), a bell of area sqrt(pi / beta); of its square sqrt(pi / 2 beta).
+      normal, top = densities.normal(beta, mode), beta * mode**2
+      shifted = lambda log_p, log_q, n=normal, top=top: n.log_weight(log_p, log_q) - top
+      bell = densities.Density("bell", shifted)
+      self.assertAlmostEqual(densities.area(bell) / np.sqrt(np.pi / beta), 1, delta=1e-9)
+      relative = np.sqrt(beta / 2 / np.pi) - 1
+      self.assertAlmostEqual(densities.variance(bell, relative=True) / relative, 1, delta=1e-9)
+      # Also where weights are beyond floats.
+      self.assertEqual(densities.area(normal), np.inf)
+      self.assertAlmostEqual(densities.variance(normal, relative=True) / relative, 1, delta=1e-9)
+
+  def test_steps_of_a_function_are_found(self):
+    step = densities.from_function(lambda p: jnp.where(p > 0.3, 1.0, 0.0))
+    self.assertAlmostEqual(densities.area(step), 0.7, delta=1e-9)
+    self.assertAlmostEqual(densities.variance(step), 0.3 * 0.7, delta=1e-9)
+
+  def test_a_nearly_flat_density_has_the_variance_of_its_exponent(self):
+    # w is 1 + b p (1 - p), whose variance is b^2 (1/30 - 1/36).
+    result = densities.variance(densities.normal(1e-8, 0.5))
+    self.assertAlmostEqual(result / (1e-16 / 180), 1, delta=1e-5)
+
+  def test_an_integral_that_is_zero_or_does_not_settle_is_refused(self):
+    for name, log_weight, message in (
+      ("zero", lambda log_p, log_q: log_p - jnp.inf, "area expects a weight above 0 .* 'zero'"),
+      (
+        "bad",
+        lambda log_p, log_q: jnp.log(jnp.exp(log_q) - 0.5),
+        "area expects .* settles .*'bad'",
+      ),
+      ("rough", lambda log_p, log_q: jnp.sin(1e9 * log_p), "area expects .* settles .*'rough'"),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        densities.area(densities.Density(name, log_weight))
+    self.assertEqual(densities.area(densities.Density("1 / p", lambda log_p, _: -log_p)), np.inf)
+
+  def test_a_traced_parameter_has_no_integral_and_no_mode(self):
+    for statistic in (densities.area, densities.variance, densities.mode):
+      measure = lambda beta, f=statistic: f(densities.normal(beta, 0.5))
+      message = (
+        f"^{statistic.__name__} expects a density of plain numbers, got 'normal' with a traced"
+      )
+      with self.assertRaisesRegex(ValueError, message):
+        jax.jit(measure)(8.0)
+
   def test_a_constant_scales_the_variance_but_not_the_relative_one(self):
     once, twice = densities.mean_absolute_error(1.0), densities.mean_absolute_error(2.0)
     ratio = densities.variance(twice) / densities.variance(once)
     self.assertAlmostEqual(ratio, 4, delta=1e-9)
     for density in (once, twice):  # (1/45) / (1/9)
       self.assertAlmostEqual(densities.variance(density, relative=True), 0.2, delta=1e-9)
+
+
+class NamesTest(absltest.TestCase):
+  def test_a_name_has_all_of_its_numbers_or_none(self):
+    for density, name in (
+      (densities.exponential_of_beta(np.float32(8), 0.5), "exponential of beta (8, 0.5)"),
+      (densities.exponential_of_beta(jnp.float32(8), 0.5), "exponential of beta"),
+      (densities.mean_absolute_error(), "mean absolute error"),
+      (densities.mean_absolute_error(2.0), "mean absolute error (2)"),
+      (densities.symmetric_cross_entropy(0.1, 1.0, -6.0), "symmetric cross-entropy (0.1, 1, -6)"),
+    ):
+      self.assertEqual(density.name, name)
 
 
 class ModesTest(parameterized.TestCase):
@@ -282,7 +349,7 @@ class ErrorsTest(parameterized.TestCase):
     ("generalized_cross_entropy", (1.1,), "generalized_cross_entropy: q", "1.1"),
     ("generalized_cross_entropy", (-0.1,), "generalized_cross_entropy: q", "-0.1"),
     ("generalized_cross_entropy", (NAN,), "generalized_cross_entropy: q", "nan"),
-    ("symmetric_cross_entropy", (0.0, 1.0), "symmetric_cross_entropy: mu", "0.0"),
+    ("symmetric_cross_entropy", (-0.1, 1.0), "symmetric_cross_entropy: mu", "-0.1"),
     ("symmetric_cross_entropy", (NAN, 1.0), "symmetric_cross_entropy: mu", "nan"),
     ("symmetric_cross_entropy", (1.0, -1.0), "symmetric_cross_entropy: nu", "-1.0"),
     ("symmetric_cross_entropy", (1.0, NAN), "symmetric_cross_entropy: nu", "nan"),
@@ -313,6 +380,18 @@ class ErrorsTest(parameterized.TestCase):
   def test_a_function_of_ones_own_is_tried_on_a_grid(self, function, pattern):
     with self.assertRaisesRegex(ValueError, rf"from_function expects .*{pattern}"):
       densities.from_function(function)
+
+  def test_what_jax_cannot_trace_is_refused(self):
+    for function in (np.exp, lambda p: 1.0 if p[0] > 0.5 else 2.0 * p, lambda p: p * np.asarray(p)):
+      with self.assertRaisesRegex(TypeError, "^from_function expects .* jax can trace, got .*"):
+        densities.from_function(function)
+
+  def test_factories_without_parentheses_are_told_to_be_called(self):
+    own = lambda p: densities.beta(p, 1.0)
+    for factory in (densities.cross_entropy, densities.exponential, densities.beta, own):
+      name = factory.__name__
+      with self.assertRaisesRegex(TypeError, rf"got the factory {name}. Call it: {name}\(\.\.\.\)"):
+        densities.from_function(factory)
 
   @parameterized.parameters(3.0, "cross_entropy", None)
   def test_what_is_no_function_is_refused(self, value):

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import integrate
 
 from reweight_jax import densities, plotting
 
@@ -108,6 +109,11 @@ class EmphasisDensitiesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "float64 holds, got the logarithm 1e.03.*normalized"):
       self.plot([sharp], normalized=False)
 
+  def test_narrow_peaks_have_area_one(self):
+    self.plot([densities.exponential_of_beta(4e4, 1.0), densities.normal(4e6, 0.3)])
+    for p, lengths in self.lines():
+      self.assertAlmostEqual(integrate.trapezoid(lengths, p), 1, delta=0.01)
+
   @parameterized.named_parameters(
     ("none", [], ValueError, "at least one density, got none"),
     ("density_alone", densities.uniform(), TypeError, "got 'uniform' alone. Put it into a list"),
@@ -126,6 +132,13 @@ class EmphasisDensitiesTest(parameterized.TestCase):
       ValueError,
       "weights of at least 0, got NaN at p = .* from 'odd'",
     ),
+    (
+      "infinite_area",
+      [densities.Density("1 / p", lambda log_p, log_q: -log_p)],
+      ValueError,
+      "expects densities of finite area, got '1 / p'",
+    ),
+    ("factory", {"a": densities.uniform}, TypeError, "got the factory uniform. Call it: uniform"),
   )
   def test_errors_say_what_was_expected(self, chosen, error, message):
     with self.assertRaisesRegex(error, message):

@@ -234,6 +234,19 @@ class GradientsTest(parameterized.TestCase):
       result = jax.jit(rule.update)(jnp.ones(8, jnp.float32), (), **evidence)[0]
       np.testing.assert_allclose(result, expected, rtol=1e-5)
 
+  @parameterized.parameters(0.5, 2.0)
+  def test_focal_losses_of_fitted_examples_keep_their_digits(self, gamma):
+    margins = np.array([2, 6, 8, 9.9, 10.5, 12, 14, 16], np.float32)
+    logits = np.stack([margins + 5, 0 * margins + 5], axis=1)
+    p, q, log_p, directions = _parts(logits, np.zeros(8, int))
+    expected = _focal(gamma)(p, q, log_p, None)[:, None] * directions
+    focal, asymmetric = losses.focal_loss, losses.asymmetric_focal_loss([gamma] * 2)
+    for loss in (functools.partial(focal, gamma=gamma), asymmetric):
+      run = jax.jit(jax.vmap(jax.value_and_grad(loss), (0, None)))
+      values, gradient = run(jnp.asarray(logits), 0)
+      np.testing.assert_allclose(values, -(q**gamma) * log_p, rtol=1e-5)
+      np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
   @parameterized.parameters((16.0, 0.5), (8.0, 1.0), (-3.0, 2.0), (2.0, 0.0))
   def test_the_density_is_the_slope_of_its_potential(self, beta, lam):
     # The loss whose derivative in p is -w / (2 p (1 - p)), from 1/2, where it is finite.
@@ -288,7 +301,7 @@ NAN = float("nan")
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(losses, rules)
-  def test_a_parameter_out_of_range_is_named_with_its_value(self, room):
+  def test_a_parameter_out_of_range_is_named_with_its_value(self, module):
     for factory, arguments, name, value in (
       ("generalized_cross_entropy", (1.1,), "q", "1.1"),
       ("generalized_cross_entropy", (-0.1,), "q", "-0.1"),
@@ -304,11 +317,13 @@ class ErrorsTest(parameterized.TestCase):
     ):
       with self.subTest(factory, arguments=arguments):
         with self.assertRaises(ValueError) as caught:
-          getattr(room, factory)(*arguments)
+          getattr(module, factory)(*arguments)
         message = rf"^{factory}: {name} expects a (whole )?number [^\n]*, got {value}\.$"
         self.assertRegex(str(caught.exception), message)
 
-  @parameterized.parameters(losses.asymmetric_focal_loss, rules.asymmetric_focal_transform)
+  @parameterized.parameters(
+    losses.asymmetric_focal_loss, rules.asymmetric_focal, rules.asymmetric_focal_transform
+  )
   def test_exponents_and_shifts_of_classes_are_checked(self, factory):
     for arguments, message in (
       (((1.0, -2.0),), "gammas expects finite numbers >= 0, got -2.0 for class 1"),
@@ -317,7 +332,7 @@ class ErrorsTest(parameterized.TestCase):
       (((1.0, 1.0), (0.1, 1.0)), r"shifts expects 2 numbers in \[0, 1\).*got \[0.1, 1.0\]"),
       (((1.0, 1.0), (0.1,)), r"shifts expects 2 numbers in \[0, 1\).*got \[0.1\]"),
     ):
-      with self.assertRaisesRegex(ValueError, f"asymmetric_focal: {message}"):
+      with self.assertRaisesRegex(ValueError, f"^{factory.__name__}: {message}"):
         factory(*arguments)
 
   def test_a_truncation_out_of_range_is_named(self):

@@ -1,7 +1,5 @@
 """Families of densities that were made for choosing: a mode to place and a variance to set."""
 
-import math
-
 import jax.numpy as jnp
 
 from reweight_jax._validate import check_number
@@ -32,13 +30,11 @@ def exponential_of_beta(beta: ScalarLike, lam: ScalarLike) -> Density:
     >>> print(exponential_of_beta(8.0, 1.0)(jnp.array([0.0, 1.0])))
     [1. 1.]
   """
-  check_number("exponential_of_beta: beta", beta, above=-math.inf, below=math.inf)
-  check_number("exponential_of_beta: lam", lam, at_least=0, below=math.inf)
+  check_number("exponential_of_beta: beta", beta)
+  check_number("exponential_of_beta: lam", lam, at_least=0)
 
   def log_weight(log_p: Array, log_q: Array) -> Array:
-    # p^0 is 1 even where log p is -inf.
-    power = jnp.where(jnp.asarray(lam) == 0, 0, lam * log_p)
-    return beta * jnp.exp(power + log_q)
+    return beta * jnp.exp(multiple(lam, log_p) + log_q)  # p^0 is 1 even where log p is -inf
 
   return Density(numbered("exponential of beta", beta, lam), log_weight)
 
@@ -60,7 +56,7 @@ def exponential(beta: ScalarLike) -> Density:
     >>> print(exponential(0.0)(jnp.array([0.1, 0.9])))
     [1. 1.]
   """
-  check_number("exponential: beta", beta, above=-math.inf, below=math.inf)
+  check_number("exponential: beta", beta)
   return Density(numbered("exponential", beta), lambda log_p, log_q: beta * jnp.exp(log_q))
 
 
@@ -71,7 +67,7 @@ def normal(beta: ScalarLike, mode: ScalarLike) -> Density:
 
   Args:
     beta: any finite number; positive for a peak.
-    mode: :math:`\psi`, >= 0; above 1 the weight rises all the way.
+    mode: :math:`\psi`, >= 0; above 1 the weight of a positive beta rises all the way.
 
   Raises:
     ValueError: if a Python number is out of range.
@@ -82,8 +78,8 @@ def normal(beta: ScalarLike, mode: ScalarLike) -> Density:
     >>> print(f"{normal(8.0, 0.5)(0.5):.3f}")
     7.389
   """
-  check_number("normal: beta", beta, above=-math.inf, below=math.inf)
-  check_number("normal: mode", mode, at_least=0, below=math.inf)
+  check_number("normal: beta", beta)
+  check_number("normal: mode", mode, at_least=0)
 
   def log_weight(log_p: Array, log_q: Array) -> Array:
     p = jnp.exp(log_p)
@@ -114,8 +110,8 @@ def beta(alpha: ScalarLike, eta: ScalarLike) -> Density:
     >>> print(beta(2.0, 2.0)(jnp.array([0.5])))
     [0.25]
   """
-  check_number("beta: alpha", alpha, above=0, below=math.inf)
-  check_number("beta: eta", eta, above=0, below=math.inf)
+  check_number("beta: alpha", alpha, above=0)
+  check_number("beta: eta", eta, above=0)
   return Density(
     numbered("beta", alpha, eta),
     lambda log_p, log_q: multiple(alpha - 1, log_p) + multiple(eta - 1, log_q),
@@ -138,5 +134,5 @@ def improved_mean_absolute_error(temperature: ScalarLike = 8.0) -> Density:
 
   Source: Wang et al., "IMAE for Noise-Robust Learning", 2019, arXiv 1903.12141.
   """
-  check_number("improved_mean_absolute_error: temperature", temperature, below=math.inf)
+  check_number("improved_mean_absolute_error: temperature", temperature)
   return exponential_of_beta(temperature, 1.0)._replace(name=numbered("IMAE", temperature))

@@ -23,12 +23,12 @@ def mean_absolute_error(scale: ScalarLike = 1.0) -> Density:
   Raises:
     ValueError: if `scale` is a Python number and not positive.
   """
-  check_number("mean_absolute_error: scale", scale, above=0, below=math.inf)
+  check_number("mean_absolute_error: scale", scale, above=0)
 
   def log_weight(log_p: Array, log_q: Array) -> Array:
     return jnp.log(jnp.asarray(2 * scale, log_p.dtype)) + log_p + log_q
 
-  return Density("mean absolute error", log_weight)
+  return Density(numbered("mean absolute error", scale).removesuffix(" (1)"), log_weight)
 
 
 def mean_squared_error() -> Density:
@@ -58,7 +58,7 @@ def symmetric_cross_entropy(
   r"""The lengths of `losses.symmetric_cross_entropy`, :math:`2 (1-p)(\mu - A \nu p)`.
 
   Args:
-    mu: share of cross-entropy, > 0.
+    mu: share of cross-entropy, >= 0.
     nu: share of reverse cross-entropy, >= 0.
     log_zero: :math:`A`, what stands for log 0, < 0.
 
@@ -68,14 +68,15 @@ def symmetric_cross_entropy(
   Source: arXiv 1905.11233's rebuttal has this loss as a member. # Departs from it: the coefficient
     of p is :math:`A \nu / \mu`, where half of it is printed.
   """
-  check_number("symmetric_cross_entropy: mu", mu, above=0, below=math.inf)
-  check_number("symmetric_cross_entropy: nu", nu, at_least=0, below=math.inf)
-  check_number("symmetric_cross_entropy: log_zero", log_zero, above=-math.inf, below=0)
+  check_number("symmetric_cross_entropy: mu", mu, at_least=0)
+  check_number("symmetric_cross_entropy: nu", nu, at_least=0)
+  check_number("symmetric_cross_entropy: log_zero", log_zero, below=0)
 
   def log_weight(log_p: Array, log_q: Array) -> Array:
-    return math.log(2) + log_q + jnp.log(mu - log_zero * nu * jnp.exp(log_p))
+    log_mu, log_slope = (jnp.log(jnp.asarray(x, log_p.dtype)) for x in (mu, -log_zero * nu))
+    return math.log(2) + log_q + jnp.logaddexp(log_mu, log_slope + log_p)
 
-  return Density(numbered("symmetric cross-entropy", mu, nu), log_weight)
+  return Density(numbered("symmetric cross-entropy", mu, nu, log_zero), log_weight)
 
 
 def taylor_cross_entropy(order: int = 2) -> Density:

@@ -6,6 +6,7 @@ The *value* of such a loss says nothing; it is negative where an example is fitt
 need not lower it. Select models by accuracy.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,6 +16,7 @@ from reweight_jax import densities
 from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._validate import check_choice
 from reweight_jax.densities import Density
+from reweight_jax.densities._density import as_density
 from reweight_jax.losses.one_example import unit_margin
 from reweight_jax.types import Array
 
@@ -25,7 +27,7 @@ ARITHMETICS = ("exact", "release_2020", "release_2021")
 """Exact, or with the small constants of the authors' programs of those years."""
 
 _EPSILON = {"release_2020": 1e-6, "release_2021": 1e-8}
-_SUM_EPSILON = {"release_2020": 1e-8, "release_2021": 0.0}
+_SUM_EPSILON = {"release_2020": 1e-8}
 
 
 def emphasized_margin(
@@ -56,7 +58,7 @@ def emphasized_margin(
     >>> print(jax.grad(loss)(jnp.zeros(4), 0))  # p is 1/4, so the length is 1.5
     [-0.75  0.25  0.25  0.25]
   """
-  chosen = density if isinstance(density, Density) else densities.from_function(density)
+  chosen = as_density("emphasized_margin", density)
 
   def loss(logits: Array, label: Array) -> Array:
     base = unit_margin(logits, label)
@@ -82,6 +84,11 @@ def derivative_manipulation(
   * "none": :math:`S = n`.
 
   `rules.emphasis` on `unit_margin` is the same thing in the step of this package.
+
+  Edge cases: with "batch" S is the sum over the examples of one call, so that by microbatches
+  (`training.make_accumulating_train_step`), by device or by example (`per_example.grads`) it is
+  another loss, of another gradient: use the rule there. Infinite weights, as those of an unbounded
+  density where a release rounds p to 1, share the batch among themselves.
 
   The arithmetic of the releases divides by :math:`2(1-p) + \epsilon` in float32 after rounding p,
   epsilon 1e-6 (2020) or 1e-8 (2021, with :math:`p + \epsilon` in the density): the first switches
@@ -110,7 +117,7 @@ def derivative_manipulation(
   """
   check_choice("derivative_manipulation: normalization", normalization, NORMALIZATIONS)
   check_choice("derivative_manipulation: arithmetic", arithmetic, ARITHMETICS)
-  chosen = density if isinstance(density, Density) else densities.from_function(density)
+  chosen = as_density("derivative_manipulation", density)
   area = densities.area(chosen) if normalization == "area" else 1.0
 
   def losses(logits: Array, labels: Array, mask: Array | None = None) -> Array:
@@ -120,8 +127,9 @@ def derivative_manipulation(
       base = jax.vmap(unit_margin)(logits, labels)
       weights = emphasis_weights(chosen, -2 * base, mask, normalization)
     else:
-      base, weights = _released(chosen, logits, labels, mask, normalization, arithmetic)
-    return jax.lax.stop_gradient(jnp.where(mask, weights / area, 0)) * base
+      base, logarithms = _released(chosen, logits, labels, arithmetic)
+      weights = _normalized(logarithms, mask, normalization, arithmetic).astype(base.dtype)
+    return jax.lax.stop_gradient(weights / area) * base
 
   return losses
 
@@ -139,43 +147,39 @@ def emphasis_weights(
   arithmetic of a release enters as its factor 2(1-p) / (2(1-p) + epsilon), without rounding.
   """
   log_p, log_q = densities.log_probabilities(margins)
-  logarithms = density.log_weight(log_p, log_q)
-  if normalization == "batch" and arithmetic == "exact":
-    # Relative to the largest weight nothing overflows, and that all are tiny does not matter.
-    largest = jnp.max(jnp.where(mask, logarithms, -jnp.inf), initial=-jnp.inf)
-    logarithms = logarithms - jnp.where(jnp.isfinite(largest), largest, 0)
-  weights = jnp.where(mask, jnp.exp(logarithms), 0)
-  scale = _scale(weights, mask, normalization, _SUM_EPSILON.get(arithmetic, 0.0))
-  if arithmetic != "exact":
-    weights = weights / (1 + _EPSILON[arithmetic] / 2 * jnp.exp(-log_q))
-  return weights * scale
+  weights = _normalized(density.log_weight(log_p, log_q), mask, normalization, arithmetic)
+  if arithmetic == "exact":
+    return weights
+  return weights / (1 + _EPSILON[arithmetic] / 2 * jnp.exp(-log_q))
 
 
-def _scale(weights: Array, mask: Array, normalization: str, epsilon: float) -> Array:
+def _normalized(logarithms: Array, mask: Array, normalization: str, arithmetic: str) -> Array:
+  """The weights of these logarithms, by their mean over the batch if that is asked for."""
+  logarithms = jnp.where(mask, logarithms, -jnp.inf)
   if normalization != "batch":
-    return jnp.ones((), weights.dtype)
-  total = jnp.sum(weights) + epsilon
-  return num_real(mask, weights.dtype) / jnp.where(total == 0, 1, total)
+    return jnp.exp(logarithms)
+  # Relative to the largest weight nothing overflows, and that all are tiny does not matter.
+  largest = jnp.max(logarithms, initial=-jnp.inf)
+  shift = jnp.where(jnp.isfinite(largest), largest, 0)
+  is_infinite = (logarithms == jnp.inf).astype(logarithms.dtype)
+  weights = jnp.where(largest == jnp.inf, is_infinite, jnp.exp(logarithms - shift))
+  total = jnp.sum(weights)
+  if arithmetic in _SUM_EPSILON:
+    total = total + jnp.exp(math.log(_SUM_EPSILON[arithmetic]) - shift)
+  return weights * (num_real(mask, weights.dtype) / jnp.where(total == 0, 1, total))
 
 
 def _released(
-  density: Density,
-  logits: Array,
-  labels: Array,
-  mask: Array,
-  normalization: str,
-  arithmetic: str,
+  density: Density, logits: Array, labels: Array, arithmetic: str
 ) -> tuple[Array, Array]:
-  """Losses whose gradients are the releases' directions, and weights, with p rounded as there."""
+  """Losses whose gradients are the releases' directions, and log w, with p rounded as there."""
   epsilon = _EPSILON[arithmetic]
   probabilities = jax.nn.softmax(logits.astype(jnp.float32))
   given = jnp.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
   inside = given + epsilon if arithmetic == "release_2021" else given
   # A rounded p of 1 has log(1 - p) = -inf, which the densities take.
-  weights = jnp.exp(density.log_weight(jnp.log(inside), jnp.log1p(-given)))
-  real = jnp.where(mask, weights, 0)
-  scale = _scale(real, mask, normalization, _SUM_EPSILON[arithmetic])
+  logarithms = density.log_weight(jnp.log(inside), jnp.log1p(-given))
   is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=probabilities.dtype)
   directions = (probabilities - is_label) / (2 * (1 - given) + epsilon)[:, None]
   directions = jax.lax.stop_gradient(directions).astype(logits.dtype)
-  return jnp.sum(directions * logits, axis=1), (weights * scale).astype(logits.dtype)
+  return jnp.sum(directions * logits, axis=1), logarithms

@@ -8,6 +8,7 @@ import optax
 
 from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._validate import check_number
+from reweight_jax.densities import log_probabilities
 from reweight_jax.types import Array, ScalarLike
 
 softmax_cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
@@ -119,10 +120,11 @@ def focal_loss(logits: Array, label: Array, *, gamma: ScalarLike = 2.0) -> Array
   Not the focal *rule*: `rules.focal` treats :math:`(1-p)^\gamma` as a constant weight, which drops
   one term of this loss's gradient.
 
+  Guarantees: value and gradient keep their digits where p rounds to 1.
   Edge cases: `gamma=0` is cross-entropy.
 
   Args:
-    logits: `[classes]` floats.
+    logits: `[classes]` floats, at least two classes.
     label: integer in [0, classes).
     gamma: focusing exponent, >= 0.
 
@@ -135,8 +137,9 @@ def focal_loss(logits: Array, label: Array, *, gamma: ScalarLike = 2.0) -> Array
     >>> print(focal_loss(jnp.zeros(2), 0, gamma=1.0) == 0.5 * jnp.log(2.0))
     True
   """
-  loss = softmax_cross_entropy(logits, label)
-  return jnp.exp(gamma * log_error_probability(logits, label)) * loss
+  # Through the margin: log p as a difference of logits has lost its digits where p is near 1.
+  log_p, log_q = log_probabilities(-2 * unit_margin(logits, label))
+  return -jnp.exp(gamma * log_q) * log_p
 
 
 def smoothed_cross_entropy(smoothing: ScalarLike) -> Callable[[Array, Array], Array]:

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from reweight_jax._validate import check_number, check_table
-from reweight_jax.losses.one_example import log_error_probability, softmax_cross_entropy
+from reweight_jax.densities import log_probabilities
+from reweight_jax.losses.one_example import (
+  log_error_probability,
+  softmax_cross_entropy,
+  unit_margin,
+)
 from reweight_jax.types import Array, ScalarLike
 
 Loss: TypeAlias = Callable[[Array, Array], Array]
@@ -166,6 +171,7 @@ def asymmetric_focal_loss(gammas: Sequence[float], shifts: Sequence[float] | Non
   With :math:`r = \max(1 - p - m_y, 0)` the loss is :math:`-r^{\gamma_y} \log(1 - r)`. Two classes
   with `gammas=(g_negative, g_positive)` and `shifts=(m, 0)` are the binary original.
 
+  Guarantees: without a shift value and gradient keep their digits where p rounds to 1.
   Edge cases: equal exponents without shifts are `focal_loss`. Where 1 - p is within the shift the
   loss and its gradient are 0.
 
@@ -187,33 +193,40 @@ def asymmetric_focal_loss(gammas: Sequence[float], shifts: Sequence[float] | Non
     >>> print(loss(jnp.zeros(2), 0) == 4 * loss(jnp.zeros(2), 1))
     True
   """
-  gamma_of, shift_of = check_asymmetric(gammas, shifts)
+  of_class = exponents_and_shifts("asymmetric_focal_loss", gammas, shifts)
 
   def loss(logits: Array, label: Array) -> Array:
-    cross_entropy = softmax_cross_entropy(logits, label)
-    place = jnp.clip(label, 0, gamma_of.size - 1)
-    gamma, shift = (jnp.asarray(t, cross_entropy.dtype)[place] for t in (gamma_of, shift_of))
-    rest = -jnp.expm1(-cross_entropy) - shift
+    log_p, log_q = log_probabilities(-2 * unit_margin(logits, label))
+    gamma, shift = of_class(label, log_p.dtype)
+    rest = jnp.exp(log_q) - shift
     counts = rest > 0
     # What stands in where the example does not count keeps the other branch's gradient finite.
     power = jnp.where(counts, rest, 1) ** gamma
-    shifted = -jnp.logaddexp(-cross_entropy, jnp.log(shift))
-    # Without exponent and shift a perfect fit has loss 0 but keeps the gradient of cross-entropy.
-    return jnp.where(counts | ((gamma == 0) & (shift == 0)), power * shifted, 0)
+    # log(1 - r), from r where r is small, and from p where 1 - r is.
+    small = jnp.log1p(-jnp.clip(rest, 0, 0.5))
+    log_kept = jnp.where(rest < 0.5, small, jnp.logaddexp(log_p, jnp.log(shift)))
+    return jnp.where(counts, -power * log_kept, 0)
 
   return loss
 
 
-def check_asymmetric(
-  gammas: Sequence[float], shifts: Sequence[float] | None
-) -> tuple[np.ndarray, np.ndarray]:
-  """The exponents and shifts of the classes as arrays of one length, or ValueError."""
-  gamma_of = check_table("asymmetric_focal: gammas", gammas, "class")
+def exponents_and_shifts(
+  name: str, gammas: Sequence[float], shifts: Sequence[float] | None
+) -> Callable[[Array, jnp.dtype], tuple[Array, Array]]:
+  """Returns `(label, dtype) -> (exponent, shift)` of the label's class, the nearest for a label out
+  of range, or raises ValueError that begins with the name.
+  """
+  gamma_of = check_table(f"{name}: gammas", gammas, "class")
   given = np.zeros(gamma_of.size) if shifts is None else shifts
-  shift_of = check_table("asymmetric_focal: shifts", given, "class")
+  shift_of = check_table(f"{name}: shifts", given, "class")
   if shift_of.size != gamma_of.size or shift_of.max() >= 1:
     raise ValueError(
-      f"asymmetric_focal: shifts expects {gamma_of.size} numbers in [0, 1), one for each exponent, "
+      f"{name}: shifts expects {gamma_of.size} numbers in [0, 1), one for each exponent, "
       f"got {shift_of.tolist()}."
     )
-  return gamma_of, shift_of
+
+  def of_class(label: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    place = jnp.clip(label, 0, gamma_of.size - 1)
+    return jnp.asarray(gamma_of, dtype)[place], jnp.asarray(shift_of, dtype)[place]
+
+  return of_class

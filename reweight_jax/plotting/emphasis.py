@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
-from reweight_jax import densities as room
-from reweight_jax.densities import Density
+from reweight_jax.densities import Density, area, mode
+from reweight_jax.densities._density import as_density
 from reweight_jax.plotting.curves import COLORS, STYLES
 from reweight_jax.types import Array
 
-INNER = (0.02, 0.98)  # what an unbounded density may show of itself
-LETTER, HANDLE, ROW = 0.06, 0.6, 0.18  # sizes of a legend in small print, inches
+_INNER = (0.02, 0.98)  # what an unbounded density may show of itself
+_LETTER, _HANDLE, _ROW = 0.06, 0.6, 0.18  # sizes of a legend in small print, inches
 
 
 def emphasis_densities(
@@ -27,8 +27,9 @@ def emphasis_densities(
   Normalized, that is :math:`w(p) / \int_0^1 w`, every line has area 1 and what shows is the shape:
   whom a density prefers. Otherwise the lengths are those of the gradients themselves.
 
-  Guarantees: the points of a line lie densest at the ends, so that an infinite slope there (lambda
-  below 1) is drawn as it is; normalized, a constant factor changes nothing and nothing overflows.
+  Guarantees: the points of a line lie densest at the ends and around its mode, so that an infinite
+  slope there (lambda below 1) and a narrow peak are drawn as they are; normalized, a constant
+  factor changes nothing and nothing overflows.
   Edge cases: without a largest weight (all equal, or unbounded) there is no dot; an unbounded line
   leaves the picture at the top, whose height follows its values between 0.02 and 0.98.
 
@@ -41,7 +42,7 @@ def emphasis_densities(
   Raises:
     TypeError: if something is neither a density nor, under a name, a function.
     ValueError: if there is no density, or one has weights that are not numbers or, not normalized,
-      too large for them.
+      too large for them, or, normalized, an infinite area.
 
   Source: Wang et al. 2019, arXiv 1905.11233, eq. (8) and figure 1b; definition 1 for the dot.
 
@@ -59,7 +60,7 @@ def emphasis_densities(
     style = STYLES[(i + i // len(COLORS)) % len(STYLES)]  # no pair twice in 32
     axes.plot(p, weights, style, color=color, label=density.name)
     is_bounded = np.isfinite(weights).all()
-    shown = weights if is_bounded else weights[(p >= INNER[0]) & (p <= INNER[1])]
+    shown = weights if is_bounded else weights[(p >= _INNER[0]) & (p <= _INNER[1])]
     top = max(top, float(shown.max()))
     if is_bounded and not np.isnan(peak):
       height = weights[np.searchsorted(p, peak)]
@@ -82,8 +83,8 @@ def _add_legend(axes: Axes, top: float) -> None:
   # The layout is not final yet, so the sizes are guesses on the safe side.
   extent = axes.get_window_extent()
   width, height = extent.width / axes.figure.dpi, extent.height / axes.figure.dpi
-  num_columns = max(1, int(width / (LETTER * max(map(len, names)) + HANDLE)))
-  share = min(ROW * (-(-len(names) // num_columns) + 1) / height, 0.6)
+  num_columns = max(1, int(width / (_LETTER * max(map(len, names)) + _HANDLE)))
+  share = min(_ROW * (-(-len(names) // num_columns) + 1) / height, 0.6)
   axes.set_ylim(0, top / (1 - share))
   axes.legend(fontsize="small", loc="upper center", ncols=num_columns)
 
@@ -114,19 +115,20 @@ def _named(
   if not isinstance(densities, Mapping):
     return list(densities)
   return [
-    density._replace(name=name)
-    if isinstance(density, Density)
-    else room.from_function(density, name)
+    as_density("emphasis_densities", density)._replace(name=name)
     for name, density in densities.items()
   ]
 
 
 def _curve(density: Density, normalized: bool) -> tuple[np.ndarray, np.ndarray, float]:
   """Probabilities from 0 to 1, the weights there, infinite where unbounded, and the mode or NaN."""
-  peak = room.mode(density)
+  peak = mode(density)
   # Even in the margin, that is in log p near 0, and even in p: neither end nor middle is coarse.
-  graded = 1 / (1 + np.exp(-np.linspace(-30, 30, 500)))
-  p = np.sort(np.concatenate([graded, np.linspace(0, 1, 500), [np.nan_to_num(peak)]]))
+  # Around the peak finer and finer, however narrow it is.
+  graded = 1 / (1 + np.exp(-np.linspace(-30, 30, 400)))
+  center, near = np.nan_to_num(peak), np.geomspace(1e-6, 1, 100)
+  around = np.clip([center - near, center + near], 0, 1).ravel()
+  p = np.sort(np.concatenate([graded, np.linspace(0, 1, 400), around, [center]]))
   with jax.enable_x64(True):
     points = jnp.asarray(p)
     logarithms = np.asarray(density.log_weight(jnp.log(points), jnp.log1p(-points)), np.float64)
@@ -146,4 +148,10 @@ def _curve(density: Density, normalized: bool) -> tuple[np.ndarray, np.ndarray, 
     return p, np.exp(logarithms), peak
   # Relative to the largest weight neither these nor the area overflow.
   relative = Density(density.name, lambda log_p, log_q: density.log_weight(log_p, log_q) - largest)
-  return p, np.exp(logarithms - largest) / room.area(relative), peak
+  whole = area(relative)
+  if np.isinf(whole):
+    raise ValueError(
+      f"emphasis_densities expects densities of finite area, got {density.name!r}. "
+      "Draw it with normalized=False."
+    )
+  return p, np.exp(logarithms - largest) / whole, peak

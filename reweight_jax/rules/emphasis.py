@@ -9,6 +9,7 @@ import optax
 from reweight_jax import densities
 from reweight_jax._validate import check_choice
 from reweight_jax.densities import Density
+from reweight_jax.densities._density import as_density
 from reweight_jax.losses import unit_margin
 from reweight_jax.losses.emphasis import ARITHMETICS, NORMALIZATIONS, emphasis_weights
 from reweight_jax.rules._rule import times, weighting_rule
@@ -67,7 +68,7 @@ def emphasis(
   """
   check_choice("emphasis: normalization", normalization, NORMALIZATIONS)
   check_choice("emphasis: arithmetic", arithmetic, ARITHMETICS)
-  chosen = density if isinstance(density, Density) else densities.from_function(density)
+  chosen = as_density("emphasis", density)
   area = densities.area(chosen) if normalization == "area" else 1.0
   mean_one = lambda weights, mask: normalize().update(weights, optax.EmptyState(), mask=mask)[0]
 

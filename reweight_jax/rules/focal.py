@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from reweight_jax._validate import check_number
 from reweight_jax.losses import log_error_probability, softmax_cross_entropy
-from reweight_jax.losses.robust import check_asymmetric
-from reweight_jax.rules.probability_based import of_the_label
+from reweight_jax.losses.robust import exponents_and_shifts
+from reweight_jax.rules._rule import of_the_label
 from reweight_jax.types import Array, ScalarLike, WeightingRule
 
 
@@ -114,10 +114,10 @@ def asymmetric_focal(
     >>> print(asymmetric_focal((0.0, 2.0)).update(jnp.ones(2), (), **evidence)[0])
     [1.   0.25]
   """
-  tables = check_asymmetric(gammas, shifts)
+  of_class = exponents_and_shifts("asymmetric_focal", gammas, shifts)
 
   def factor(logits: Array, label: Array) -> Array:
-    gamma, shift = (jnp.asarray(t, logits.dtype)[jnp.clip(label, 0, t.size - 1)] for t in tables)
+    gamma, shift = of_class(label, logits.dtype)
     rest = jnp.exp(log_error_probability(logits, label)) - shift
     return jnp.where(rest >= 0, jnp.maximum(rest, 0) ** gamma, 0)
 
@@ -153,10 +153,10 @@ def asymmetric_focal_transform(
     >>> print(asymmetric_focal_transform((0.0, 2.0)).update(jnp.ones(1), (), **evidence)[0])
     [1.]
   """
-  tables = check_asymmetric(gammas, shifts)
+  of_class = exponents_and_shifts("asymmetric_focal_transform", gammas, shifts)
 
   def factor(logits: Array, label: Array) -> Array:
-    gamma, shift = (jnp.asarray(t, logits.dtype)[jnp.clip(label, 0, t.size - 1)] for t in tables)
+    gamma, shift = of_class(label, logits.dtype)
     loss = softmax_cross_entropy(logits, label)
     rest = jnp.exp(log_error_probability(logits, label)) - shift
     log_kept = jnp.logaddexp(-loss, jnp.log(shift))  # log(1 - r), exact without a shift
