@@ -65,6 +65,12 @@ class PacedTest(parameterized.TestCase):
     result = _of_losses(rules.self_paced_mixture(low, high), self.LOSSES)
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
+  @parameterized.parameters(("hard", 1), ("linear", 2 / 3), ("logarithmic", 0.5574930))
+  def test_a_negative_loss_weighs_as_one_of_zero_and_not_more(self, form, of_a_fifth):
+    # Of 0.2: 1 - 0.2 / 0.6, and log(0.2 + 0.4) / log(0.4).
+    result = _of_losses(rules.self_paced(0.6, form), [-0.5, -0.1, 0, 0.2])
+    np.testing.assert_allclose(result, [1, 1, 1, of_a_fifth], rtol=1e-6)
+
   def test_a_mixture_with_thresholds_that_meet_is_hard(self):
     # Arrays: the factory refuses equal plain numbers, a schedule may still reach them.
     rule = rules.self_paced_mixture(jnp.float32(0.5), jnp.float32(0.5))
@@ -222,6 +228,33 @@ class SelectionTest(parameterized.TestCase):
     make = lambda _: rules.hard_mining(3, at_least)
     self._check(_selected(make, (), jnp.zeros(1)), choose, (None,))
 
+  def test_a_share_of_a_large_batch_is_not_one_too_many(self):
+    size, count = 4275, 3078  # 0.72 of them exactly, in float32 a little more
+    losses, mask = np.arange(size, dtype=np.float32), np.ones(size, bool)
+    kept = _of_losses(rules.small_loss(0.72), losses, mask=mask)
+    np.testing.assert_array_equal(kept, losses < count)
+    band = _of_losses(rules.loss_quantiles(0.72, 1.0), losses, mask=mask)
+    np.testing.assert_array_equal(band, losses >= count)
+
+  @parameterized.parameters(
+    (rules.small_loss(0.5), [0, 1, 1, 0, 0]),
+    (rules.small_loss(0.5, "class"), [0, 1, 1, 0, 0]),
+    (rules.large_loss(0.5), [0, 0, 1, 1, 0]),
+    (rules.loss_quantiles(0.5, 1.0), [1, 0, 0, 1, 0]),
+    (rules.hard_mining(2, 3), [0, 1, 1, 1, 0]),
+  )
+  def test_a_loss_that_is_not_a_number_is_the_last_to_stay(self, rule, expected):
+    losses, mask = np.float32([NAN, 1, 2, 3, NAN]), np.arange(5) < 4
+    result = _weigh(rule, mask, losses=losses, labels=np.zeros(5, np.int32), mask=mask)
+    self.assertEqual(result.tolist(), expected)
+
+  def test_hard_mining_takes_a_label_outside_for_a_class_that_is_never_the_rarest(self):
+    losses = np.float32([1, 4, 2, 3, 5, 6, 7, 8, 9])
+    labels = np.array([0, 0, 0, 1, 1, 7, 7, 7, -1])  # two of the rarest known class
+    evidence = {"losses": losses, "labels": labels, "mask": np.ones(9, bool)}
+    result = _weigh(rules.hard_mining(2), np.ones(9), **evidence)
+    self.assertEqual(result.tolist(), [0, 1, 1, 1, 1, 0, 1, 1, 1])
+
   def test_the_kept_keep_the_weight_that_came_in(self):
     losses, mask = np.array([3.0, 0.1, 2.0]), np.ones(3, bool)
     weights = _weigh(rules.small_loss(0.5), [0.3, 0.7, 1.9], losses=losses, mask=mask)
@@ -271,6 +304,21 @@ class ProbabilityTest(parameterized.TestCase):
       rule = rules.exponential_emphasis(beta, 1.0, "batch", arithmetic)
       result = _weigh(rule, incoming, logits=logits, labels=self.labels, mask=mask)
       np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+  def test_logits_in_bfloat16_count_as_the_numbers_that_they_are(self):
+    logits = jnp.asarray(self.logits, jnp.bfloat16)
+    exact = special.softmax(np.asarray(logits, np.float64), axis=1)[np.arange(12), self.labels]
+    evidence = {"logits": logits, "labels": self.labels, "mask": np.ones(12, bool)}
+    focal = _weigh(rules.focal(1.5), np.ones(12), **evidence)
+    np.testing.assert_allclose(focal, (1 - exact) ** 1.5, rtol=1e-5)
+    asymmetric = rules.asymmetric_focal([1.5] * 3, [0.001] * 3)
+    expected = np.maximum(1 - exact - 0.001, 0) ** 1.5
+    np.testing.assert_allclose(_weigh(asymmetric, np.ones(12), **evidence), expected, rtol=1e-4)
+    # Bins so narrow that bfloat16 would miss them.
+    bins = np.floor((1 - exact) * 1000)
+    crowd = (bins[:, None] == bins[None, :]).sum(1)
+    result = _weigh(rules.gradient_harmonizing(1000), np.ones(12), **evidence)
+    np.testing.assert_allclose(result, 12 / (len(set(bins)) * crowd), rtol=1e-5)
 
   def test_truncated_cross_entropy_prunes_the_improbable(self):
     result = self._factors(rules.generalized_cross_entropy(0.7, truncate_at=0.2))
@@ -352,6 +400,10 @@ class ByIndexTest(parameterized.TestCase):
       rules.importance_ratio(target, source, power=power), np.ones(5), indices=indices
     )
     np.testing.assert_allclose(result, ratio**power, rtol=1e-5)
+
+  def test_an_injected_power_that_overflows_leaves_padding_at_zero(self):
+    rule = rules.importance_ratio([1e30, 3], power=jnp.float32(2))
+    self.assertEqual(_weigh(rule, [0, 1], indices=np.array([0, 1])).tolist(), [0, 9])
 
   def test_reducible_loss_is_the_head_of_the_sorted_differences(self):
     rng = np.random.default_rng(11)
@@ -492,7 +544,8 @@ class ErrorsTest(parameterized.TestCase):
     ("gradient_harmonizing", (30, 1.0), "decay expects a number >= 0 and < 1, got 1.0"),
     ("smooth_by_index", (2.5,), "num_examples expects a whole number >= 1, got 2.5"),
     ("smooth_by_index", (9, -0.1), "decay expects a number >= 0 and < 1, got -0.1"),
-    ("after_burn_in", (rules.rectify(), -1), "num_steps expects a number >= 0, got -1"),
+    ("after_burn_in", (rules.rectify(), -1), "num_steps expects a whole number >= 0, got -1"),
+    ("after_burn_in", (rules.rectify(), 1.5), "num_steps expects a whole number >= 0, got 1.5"),
     ("bootstrapped_confidence", (1.5,), "share expects a number >= 0 and <= 1, got 1.5"),
     ("inverse_frequency", ([3, 1], INF), "power expects a finite number, got inf"),
     ("reducible_loss", ([1.0], 0.0), "keep expects a number > 0 and <= 1, got 0.0"),
@@ -532,6 +585,8 @@ class ErrorsTest(parameterized.TestCase):
       r"condition number inf: .* never predicted.* Merge",
     ),
     ("label_shift", ([[1, 0], [1, 0]], [1, 2]), r"condition number inf: .* no examples.* Merge"),
+    ("label_shift_ratios", (np.eye(2), [1, 2, 3]), r"a 3 x 3 confusion matrix,.* shape \(2, 2\)\."),
+    ("label_shift_ratios", ([[1, 0], [1, 0]], [1, 2]), r"condition number inf: .* Merge"),
     ("just_train_twice", ([0, 1],), r"one bool for each example, got int64 of shape \(2,\)\."),
   )
   def test_a_table_that_does_not_fit_is_described_in_one_line(self, factory, arguments, message):

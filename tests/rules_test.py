@@ -27,7 +27,7 @@ class NormalizeTest(parameterized.TestCase):
   def test_all_zero_stays_all_zero(self):
     self.assertEqual(_update(rules.normalize(), [0.0] * 4, mask=MASK).tolist(), [0.0] * 4)
 
-  @parameterized.parameters(1e-37, 5e37, 1e-30)
+  @parameterized.parameters(1e-37, 5e37, 3e38, 1e-30)
   def test_neither_tiny_nor_huge_weights_overflow(self, scale):
     weights = np.array([1.0, 1.0, 0.5, 0.0]) * scale
     np.testing.assert_allclose(_update(rules.normalize(), weights, mask=MASK), [1.2, 1.2, 0.6, 0])
@@ -44,6 +44,15 @@ class NormalizeTest(parameterized.TestCase):
     np.testing.assert_allclose(weights, np.ones(4))
     weights, state = rule.update(second, state, mask=mask)
     np.testing.assert_allclose(weights, np.full(4, 1.2), rtol=1e-6)
+
+  def test_with_decay_a_batch_of_huge_weights_is_weighed_and_forgotten(self):
+    # Averages 3e38 times 1/2, 1/4 and 5/8; corrected by 1/2, 3/4 and 7/8.
+    rule, mask, state = rules.normalize(decay=0.5), jnp.ones(4, bool), None
+    for scale, expected in ((3e38, 1), (0.0, 0), (3e38, 7 / 5)):
+      weights = jnp.full(4, scale)
+      state = rule.init(weights) if state is None else state
+      weights, state = rule.update(weights, state, mask=mask)
+      np.testing.assert_allclose(weights, np.full(4, expected), rtol=1e-6)
 
   def test_with_decay_an_all_zero_first_batch_stays_finite(self):
     self.assertEqual(_update(rules.normalize(decay=0.9), [0.0] * 4, mask=MASK).tolist(), [0.0] * 4)
@@ -137,6 +146,13 @@ class LossRulesTest(parameterized.TestCase):
     new, _ = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))(state, batch)
     np.testing.assert_allclose(params - new.params, direct, rtol=1e-5, atol=1e-6)
 
+  def test_padding_of_loss_zero_stays_at_zero_where_the_derivative_is_infinite(self):
+    # The derivatives of the root are 1/2 and 1/4; the step sets the loss of padding to 0.
+    rule, mask = rules.loss_transform(jnp.sqrt), np.array([True, True, False])
+    weights = _update(rule, mask, losses=np.float32([1, 4, 0]))
+    np.testing.assert_allclose(weights, [0.5, 0.25, 0])
+    np.testing.assert_allclose(_update(rules.normalize(), weights, mask=mask), [4 / 3, 2 / 3, 0])
+
   def test_loss_transform_takes_a_function(self):
     with self.assertRaisesRegex(TypeError, "function of one loss, got 0.5"):
       rules.loss_transform(0.5)
@@ -165,6 +181,16 @@ class LossRulesTest(parameterized.TestCase):
       rules.focal(-1)
 
 
+class WeightingRuleTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda weights, **unused: 1.0, r"shape \(4,\), got shape \(\) from"),
+    (lambda weights, **unused: weights[:1], r"shape \(4,\), got shape \(1,\) from"),
+  )
+  def test_another_shape_than_came_in_is_refused_when_it_comes_out(self, weigh, message):
+    with self.assertRaisesRegex(ValueError, f"weighting_rule expects one weight .*, {message}"):
+      _update(rules.weighting_rule(weigh), ONES)
+
+
 class ClassBalancedTest(parameterized.TestCase):
   def test_weights_of_two_classes_by_hand(self):
     # beta 1/2, counts 1 and 2: effective numbers 1 and 1.5, rarities 1 and 2/3;
@@ -185,6 +211,11 @@ class ClassBalancedTest(parameterized.TestCase):
     np.testing.assert_allclose(flat, [1, 1], rtol=1e-6)
     inverse = _update(rules.class_balanced(counts, 0.9999999), np.ones(2), labels=np.arange(2))
     np.testing.assert_allclose(inverse, 20 / counts, rtol=1e-5)
+
+  def test_an_injected_beta_that_rounds_to_one_is_inverse_frequency(self):
+    make = optax.inject_hyperparams(lambda beta: rules.class_balanced([30, 10], beta))
+    weights = _update(make(beta=0.99999999), np.ones(2), labels=np.arange(2))
+    np.testing.assert_allclose(weights, [2 / 3, 2], rtol=1e-6)
 
   def test_a_label_outside_the_classes_counts_as_the_nearest(self):
     rule = rules.class_balanced([90, 5, 5])

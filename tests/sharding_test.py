@@ -19,8 +19,15 @@ assert len(jax.devices()) == 8
 meta_rule = rw.meta.learning_to_reweight
 rules = {
   "batch_norm": optax.chain(rw.rules.random_weights(0), meta_rule()),
-  # After the meta rule, so that its sum is seen: over the two examples of a device it were another.
-  "mlp": optax.chain(meta_rule(), rw.rules.exponential_emphasis(8.0, normalization="batch")),
+  # After the meta rule, so that their sums are seen: over the two examples of a device each were
+  # another.
+  "mlp": optax.chain(
+    meta_rule(),
+    rw.rules.gradient_harmonizing(5),
+    rw.rules.small_loss(0.7, of="class"),
+    rw.rules.smooth_by_index(100),
+    rw.rules.exponential_emphasis(8.0, normalization="batch"),
+  ),
 }
 for name, rule in rules.items():
   loss_fn, params, model_state = zoo.make(name)
