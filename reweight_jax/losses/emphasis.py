@@ -83,7 +83,8 @@ def derivative_manipulation(
   * "area": :math:`S = n \int_0^1 w\,dp`. This is what the paper writes.
   * "none": :math:`S = n`.
 
-  `rules.emphasis` on `unit_margin` is the same thing in the step of this package.
+  `rules.emphasis` on `unit_margin` is the same thing in the step of this package, where all weights
+  that come in are 1.
 
   Edge cases: with "batch" S is the sum over the examples of one call, so that by microbatches
   (`training.make_accumulating_train_step`), by device or by example (`per_example.grads`) it is
