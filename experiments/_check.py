@@ -28,7 +28,7 @@ _RANGES: dict[str, Range] = {
   "batch_size": _COUNT,
   "meta_batch_size": _COUNT,
   "steps": _COUNT,
-  "epochs": ABOVE_0,
+  "epochs": Range(lambda value: 0 < value <= 1e6, "above 0 and at most 1000000"),
   "finetune_steps": _COUNT,
   "learning_rate": ABOVE_0,
   "momentum": BELOW_1,

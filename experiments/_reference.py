@@ -118,7 +118,14 @@ def _read(flag: str, path: pathlib.Path, names: tuple[str, ...]) -> dict[str, np
       raise UsageError(
         f"--{flag}: expected an array {name} in {path}, got {', '.join(sorted(arrays))}"
       )
-    if len(arrays[name]) != len(arrays[names[0]]) and flag == "importance_file":
+    if flag == "importance_file" and (
+      arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iuf"
+    ):
+      raise UsageError(
+        f"--{flag}: expected {name} of {path} to be a vector of numbers, got {arrays[name].dtype} "
+        f"of shape {arrays[name].shape}"
+      )
+    if flag == "importance_file" and len(arrays[name]) != len(arrays[names[0]]):
       raise UsageError(
         f"--{flag}: expected as many numbers in {name} as in {names[0]} of {path}, got "
         f"{len(arrays[name])} and {len(arrays[names[0]])}"

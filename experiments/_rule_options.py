@@ -17,6 +17,7 @@ class Range(NamedTuple):
 
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
+FROM_1 = Range(lambda value: 1 <= value <= 1000, "from 1 to 1000")
 ABOVE_0 = Range(lambda value: value > 0, "above 0")
 BELOW_0 = Range(lambda value: value < 0, "below 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -57,7 +58,7 @@ class RuleOptions:
   focal_gamma: float = _number(2.0, AT_LEAST_0, "exponent of focal and focal_transform")
   gce_q: float = _number(0.7, SHARE, "of generalized cross-entropy")
   gce_truncate_at: float = _number(0.0, BELOW_1, "probability at which it is cut off; 0 is none")
-  ghm_bins: int = _number(30, AT_LEAST_1, "of the rule gradient_harmonizing")
+  ghm_bins: int = _number(30, FROM_1, "of the rule gradient_harmonizing")
   ghm_decay: float = _number(0.75, BELOW_1, "of its moving histogram")
   imae_temperature: float = _number(8.0, FINITE, "of the method imae")
   importance_power: float = _number(1.0, AT_LEAST_0, "exponent of importance_ratio")
@@ -88,7 +89,7 @@ class RuleOptions:
   super_loss_threshold: float | None = _number(
     None, FINITE, "its threshold, nats; default the running mean loss"
   )
-  taylor_order: int = _number(2, AT_LEAST_1, "terms of Taylor cross-entropy")
+  taylor_order: int = _number(2, FROM_1, "terms of Taylor cross-entropy")
 
   def given(self) -> dict[str, Any]:
     """The values that are not the defaults: flag -> value, as in JSON."""

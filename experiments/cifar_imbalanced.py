@@ -77,15 +77,22 @@ def class_results(folder: pathlib.Path, shots: Sequence[float] = ()) -> dict[str
   """Accuracy by class and by group of one finished run at its last step, in [0, 1].
 
   Raises:
-    UsageError: if a file is missing or damaged.
+    UsageError: if a file is missing or damaged, or the test set lacks a class.
   """
   entries = _pictures.read_arrays(folder / "weights.npz")
   predictions = _pictures.read_arrays(folder / "predictions.npz")
-  labels, is_right = predictions["test_label"], None
+  labels = predictions["test_label"]
   is_right = predictions["test_prediction"] == labels
-  num_classes = int(labels.max()) + 1
+  num_classes = int(max(labels.max(), entries["given_label"].max())) + 1
   counts = np.bincount(entries["given_label"], minlength=num_classes)
-  by_class = np.array([is_right[labels == label].mean() for label in range(num_classes)])
+  tests = np.bincount(labels, minlength=num_classes)
+  absent = np.flatnonzero(tests == 0)
+  if absent.size:
+    raise UsageError(
+      f"--dataset: expected test examples of every class, got none of class {absent[0]}; accuracy "
+      "by class needs them"
+    )
+  by_class = np.bincount(labels[is_right], minlength=num_classes) / tests
   groups = class_groups(counts, shots)
   return {
     "counts": counts.tolist(),

@@ -100,6 +100,10 @@ def run(config: Config, rates: tuple[float, ...]) -> dict[float, dict[str, Any]]
       "--noise_rates: expected numbers in [0, 1), each once, such as 0.2,0.4; "
       f"got {','.join(map(str, rates)) or 'none'}"
     )
+  if config.validation_size < 1:
+    raise UsageError(
+      f"--validation_size: expected at least 1, to choose settings on; got {config.validation_size}"
+    )
   found = commands(config, rates)
   for one in found.values():
     _check.check(one)

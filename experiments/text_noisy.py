@@ -42,6 +42,7 @@ from reweight_jax import data, runlog
 
 ROOT = "runs/text_noisy"
 METHODS = ("ce", "ce_dn", "gce", "uniform_dn", "dm")
+LARGEST = 100_000  # words of a text, and maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +183,10 @@ def run(
         f"--{flag}: expected numbers {words}, each once; got "
         f"{','.join(map(str, numbers)) or 'none'}"
       )
-  for flag, size in (("width", config.width), ("min_count", config.min_count)):
-    if size < 1:
-      raise UsageError(f"--{flag}: expected at least 1, got {size}")
+  sizes = {"width": config.width, "min_count": config.min_count, "max_length": config.max_length}
+  for flag, size in sizes.items():
+    if size is not None and not 1 <= size <= LARGEST:
+      raise UsageError(f"--{flag}: expected a number from 1 to {LARGEST}, got {size}")
   found = commands(config, noise_rates, ratios, learning_rates)
   for one in found.values():
     _check.check_numbers(one)

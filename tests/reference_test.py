@@ -100,6 +100,11 @@ class RatiosTest(runs.RunTestCase):
       ("as many numbers in ratio", {"index": ids, "ratio": np.ones(3)}),
       ("no training example of index 9999", {"index": np.array([9999]), "ratio": np.ones(1)}),
       ("of at least 0, got -1 for index", {"index": ids, "ratio": -np.ones(len(ids))}),
+      ("ratio .* to be a vector of numbers, got <U", {"index": ids, "ratio": ids.astype(str)}),
+      (
+        "to be a vector of numbers, got .* shape \\(\\)",
+        {"index": np.int32(1), "ratio": np.ones(1)},
+      ),
       ("of at least 0, got nan for index", {"index": ids, "ratio": np.full(len(ids), np.nan)}),
     ):
       with self.assertRaisesRegex(UsageError, pattern):

@@ -109,8 +109,8 @@ class CommandTest(commands.CommandTestCase):
     ("--imbalances: expected numbers at least 1.*got 0.5", ["--dataset=x", "--imbalances=0.5"]),
     ("--learning_rates: .*got 0.1,0.1", ["--dataset=x", "--learning_rates=0.1,0.1"]),
     ("--learning_rates: expected numbers .*got 'fast'", ["--dataset=x", "--learning_rates=fast"]),
-    ("--width: expected at least 1, got 0", ["--dataset=x", "--width=0"]),
-    ("max_length expects a whole number of at least 1, got 0", ["FILES", "--max_length=0"]),
+    ("--width: expected a number from 1 to 100000, got 0", ["--dataset=x", "--width=0"]),
+    ("--max_length: expected a number from 1 to 100000, got 0", ["FILES", "--max_length=0"]),
     ("--dm_beta: .*got nan", ["FILES", "--dm_beta=nan"]),
     ("--dm_lam: .*at least 0.*got -1", ["FILES", "--dm_lam=-1"]),
   )
