@@ -102,8 +102,9 @@ def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
   for name, kind, example in lists:
     if name in given:
       given[name] = tuple(_parsed(name, part, kind, example) for part in _split(given[name]))
-  if "epochs" in given and "steps" not in given:
-    given["steps"] = None  # the protocol's steps give way
+  for flag, other in (("epochs", "steps"), ("steps", "epochs")):
+    if flag in given and other not in given:
+      given[other] = None  # that of the protocol gives way
   given = with_protocol(given.get("protocol"), given)
   options = _fields_of(RuleOptions, given)
   given["rule_options"] = dataclasses.replace(default.rule_options, **options)

@@ -298,6 +298,11 @@ class FlagsTest(parameterized.TestCase):
     config = _flags.config_of(_parse("--protocol=background", "--epochs=2"))
     self.assertEqual(config.num_steps(44_900), 2 * 449)
 
+  def test_steps_replace_the_epochs_of_a_protocol(self):
+    config = _flags.config_of(_parse("--protocol=long_tail", "--steps=2"))
+    _check.check(config)
+    self.assertEqual(config.num_steps(44_900), 2)
+
   def test_cosine_ends_at_zero(self):
     config = _flags.config_of(_parse("--schedule=cosine", "--steps=100", "--learning_rate=0.2"))
     rates = _rates_of(config)
