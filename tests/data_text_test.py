@@ -95,6 +95,18 @@ class LinesTest(LinesTestCase):
     np.testing.assert_array_equal(found.train_inputs, [[3, 2, 0, 0]])
     np.testing.assert_array_equal(found.test_inputs, [[2, 0, 0, 0]])
 
+  def test_one_very_long_text_is_cut_and_told_and_no_other_is(self):
+    # 400 texts of five words and one of 90: 4 times 5, where 99.5 % of the lengths end.
+    lines, long = ["0 a b c d e"] * 400, "0 " + "a " * 89 + "z"
+    with self.assertWarnsRegex(UserWarning, "at 20 tokens; .*line 401 has 90, while 99.5 .*most 5"):
+      found = self.load("\n".join([*lines, long]), "0 z\n")
+    self.assertEqual(found.train_inputs.shape, (401, 20))
+    np.testing.assert_array_equal(found.train_inputs[400], [2] * 20)
+    self.assertEqual(found.test_inputs[0, 0], 1)  # z is cut off, so it is unknown
+    # A fiftieth of long texts is no accident, and a length asked for is what it is.
+    self.assertEqual(self.load("\n".join(lines + [long] * 8)).train_inputs.shape[1], 90)
+    self.assertEqual(self.load("\n".join([*lines, long]), max_length=80).train_inputs.shape[1], 80)
+
   def test_rare_words_are_unknown(self):
     found = self.load("0 a b c a c a\n", "0 c b\n", min_count=2)
     np.testing.assert_array_equal(found.train_inputs, [[2, 1, 3, 2, 3, 2]])
@@ -123,6 +135,11 @@ class LinesTest(LinesTestCase):
     content = "0 É é\n".encode()
     np.testing.assert_array_equal(self.load(content, encoding="utf-8").train_inputs, [[2, 2]])
     np.testing.assert_array_equal(self.load(content).train_inputs, [[2, 3]])
+
+  @parameterized.parameters("latin-1", "utf-8", "utf-8-sig")
+  def test_a_byte_order_mark_is_no_part_of_the_text_and_tells_the_encoding(self, encoding):
+    found = self.load("0 É é\n".encode("utf-8-sig"), encoding=encoding)
+    np.testing.assert_array_equal(found.train_inputs, [[2, 2]])
 
 
 class LinesMistakesTest(LinesTestCase):

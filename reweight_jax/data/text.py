@@ -1,10 +1,13 @@
 """Text data sets as NumPy arrays of token ids: files of lines, TensorFlow Datasets' folders."""
 
+import codecs
 import collections
+import math
 import os
 import pathlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +28,9 @@ _UNKNOWN = 1
 _FIRST_WORD = 2
 
 _FEATURES = ("text", "sentence")
+# One long text must not widen the arrays of all: past so many times the length that so many of the
+# training texts keep within, texts are cut.
+_FACTOR, _SHARE = 4, 0.995
 _HIDDEN = -1  # the label of every test example of GLUE
 # In ASCII terms: Latin-1's byte 0xa0, a space in Unicode, stands within words of SST-2.
 _NOT_SPACE = re.compile(r"\S+", re.ASCII)
@@ -46,18 +52,20 @@ def load_lines(
 
   This is the form in which TREC and SST-2 are often passed on. Inputs are `[examples, length]`
   int32 token ids, lower-cased: 0 is padding, which follows the text, 1 the unknown word, and the
-  words are numbered from 2 on by falling count, equal counts alphabetically. `length` is that of
-  the longest training text, or `max_length`.
+  words are numbered from 2 on by falling count, equal counts alphabetically. `length` is
+  `max_length`, or else that of the longest training text, but at most 4 times the length that
+  99.5 % of them keep within; where that cuts one, a warning says so.
 
   Guarantees: the vocabulary is that of the training file alone, as far as its texts are kept, so
   that every known word occurs in the training inputs; no example is left out or moved.
   Edge cases: longer texts lose their end, those of the test file too. With `min_count=1` no
-  training text has the unknown word: the model never learns what to make of it.
+  training text has the unknown word: the model never learns what to make of it. A file that begins
+  with the byte order mark of UTF-8 is read as UTF-8, whatever the encoding asked for.
 
   Args:
     train_path: the file to learn from. The data set is named after it, up to the first dot.
     test_path: the file to test on.
-    max_length: number of tokens a text is cut or padded to, at least 1; None for the longest.
+    max_length: number of tokens a text is cut or padded to, at least 1; None as above.
     min_count: how often a word must occur in the training texts to be known, at least 1.
     max_vocabulary: the most ids there may be, padding and the unknown word included, at least 2.
     encoding: of both files.
@@ -111,10 +119,10 @@ def load_text(
   tags dropped; a token is a run of letters and digits, with the apostrophes inside it, or one
   punctuation mark.
 
-  Guarantees: the same examples in the same order at every call; nothing is downloaded or printed.
+  Guarantees: the same examples in the same order at every call; nothing is downloaded.
   Edge cases: the validation split is the test set if there is no test split or if all its labels
-  are hidden (-1), as in GLUE. A text without a token is read as one unknown word. One long text
-  widens the arrays of all: set `max_length` for reviews.
+  are hidden (-1), as in GLUE. A text without a token is read as one unknown word. Long texts widen
+  the arrays of all: set `max_length` for reviews.
 
   Args:
     name: of a data set that has the features `text` or `sentence`, and `label`; with its
@@ -240,6 +248,8 @@ def _decoded(path: pathlib.Path, encoding: str) -> list[str]:
     raise DataError(f"{path}: cannot be read ({error.strerror}). Give a readable file.") from error
   if not content:
     raise DataError(f"{path}: expected one example a line, got an empty file. Write it again.")
+  if content.startswith(codecs.BOM_UTF8):
+    content, encoding = content.removeprefix(codecs.BOM_UTF8), "utf-8"
   try:
     return content.decode(encoding).removesuffix("\n").split("\n")
   except UnicodeDecodeError as error:
@@ -330,17 +340,31 @@ def _numbered(
       f"{test.place(int(strange[0]))}: got label {test.labels[strange[0]]}, which no training "
       "example has. Leave it out, or add training examples."
     )
-  counts = collections.Counter(token for tokens in train.tokens for token in tokens)
+  length = options.max_length or _length(name, train)
+  counts = collections.Counter(token for tokens in train.tokens for token in tokens[:length])
   counts.pop("", None)
   words = sorted((-count, word) for word, count in counts.items() if count >= options.min_count)
   ids = {
     word: _FIRST_WORD + rank
     for rank, (_, word) in enumerate(words[: options.max_vocabulary - _FIRST_WORD])
   }
-  length = options.max_length or max(map(len, train.tokens))
   train_inputs, test_inputs = (_padded(part.tokens, ids, length) for part in (train, test))
   rows = np.arange(len(train.labels), dtype=np.int32)
   return Dataset(name, train_inputs, train.labels, test_inputs, test.labels, class_names, rows)
+
+
+def _length(name: str, train: _Texts) -> int:
+  """The length of the longest training text, unless it is far longer than nearly all others."""
+  lengths = np.array([len(tokens) for tokens in train.tokens])
+  longest, usual = int(lengths.max()), float(np.quantile(lengths, _SHARE))
+  length = min(longest, math.ceil(_FACTOR * usual))
+  if length < longest:
+    warnings.warn(
+      f"{name}: texts are cut at {length} tokens; {train.place(int(lengths.argmax()))} has "
+      f"{longest}, while {100 * _SHARE:g} % have at most {usual:g}. Set max_length to choose.",
+      stacklevel=4,
+    )
+  return length
 
 
 def _padded(texts: Sequence[Sequence[str]], ids: dict[str, int], length: int) -> np.ndarray:
