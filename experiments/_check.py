@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 import reweight_jax as rw
 from experiments import _methods
 from experiments._config import PROTOCOLS, Config
 from experiments._errors import UsageError
-from experiments._rule_options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, Range
+from experiments._rule_options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, DECAY, Range
 from reweight_jax import data
 
 SCHEDULES = ("constant", "cosine", "step")
@@ -31,12 +33,12 @@ _RANGES: dict[str, Range] = {
   "epochs": Range(lambda value: 0 < value <= 1e6, "above 0 and at most 1000000"),
   "finetune_steps": _COUNT,
   "learning_rate": ABOVE_0,
-  "momentum": BELOW_1,
+  "momentum": DECAY,
   "weight_decay": AT_LEAST_0,
   "label_smoothing": BELOW_1,
   "mixup": AT_LEAST_0,
   "defer_until": BELOW_1,
-  "ema_decay": BELOW_1,
+  "ema_decay": DECAY,
   "eval_every": _COUNT,
   "checkpoint_every": _COUNT,
   "keep": _COUNT,
@@ -101,6 +103,12 @@ def _check_rule_options(config: Config) -> None:
         f"--{high}: expected a number above the {getattr(options, low):g} of --{low}, got "
         f"{getattr(options, high):g}"
       )
+  by_nats = [rule for rule in config.rules if rule in _methods.IN_NATS]
+  if by_nats and _methods.ON_UNIT_MARGIN & _rules(config):
+    raise UsageError(
+      f"--rules: {by_nats[0]} reads losses in nats, but derivative manipulation trains on margins, "
+      "where its numbers mean nothing: leave one of them out"
+    )
   mixed = config.label_smoothing or config.mixup
   if mixed and _methods.ON_UNIT_MARGIN & _rules(config):
     raise UsageError(
@@ -177,5 +185,15 @@ def _check_word(flag: str, word: str | None, choices: Iterable[str]) -> None:
 
 
 def _check_number(flag: str, value: Any, is_good: Callable[[Any], bool], expected: str) -> None:
-  if value is not None and not (is_good(value) and math.isfinite(value)):
+  if value is None:
+    return
+  if not is_good(value) or abs(value) == math.inf:
     raise UsageError(f"--{flag}: expected a number {expected}, got {value}")
+  check_float32(flag, value)
+
+
+def check_float32(flag: str, number: float) -> None:
+  """Raises UsageError for NaN, infinities and what overflows or vanishes in float32."""
+  limits = np.finfo(np.float32)
+  if number and not float(limits.tiny) <= abs(number) <= float(limits.max):
+    raise UsageError(f"--{flag}: expected numbers that float32 can hold, got {number:g}")

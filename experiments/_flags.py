@@ -115,9 +115,12 @@ def numbers(flag: str, text: str) -> tuple[float, ...]:
   """The numbers of a flag that lists them.
 
   Raises:
-    UsageError: if one of them is no number.
+    UsageError: if one of them is no number, or none that float32 can hold.
   """
-  return tuple(_parsed(flag, part, float, "0.5,0.9") for part in _split(text))
+  found = tuple(_parsed(flag, part, float, "0.5,0.9") for part in _split(text))
+  for number in found:
+    _check.check_float32(flag, number)
+  return found
 
 
 def apply_process_flags(values: flags.FlagValues) -> None:

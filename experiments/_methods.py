@@ -64,6 +64,17 @@ def _exponential_emphasis(options: RuleOptions, facts: Facts, seed: int) -> Weig
   return injected(options.dm_beta, options.dm_lam, kind, arithmetic)
 
 
+def _label_shift(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule:
+  del options, seed
+  try:
+    return rules.label_shift(facts.examples.confusion, facts.examples.target_predictions)
+  except ValueError as error:
+    raise ValueError(
+      f"--reference: {error} The confusions are those of its --validation_size examples, by their "
+      "given labels: train it for more steps, or with more of them"
+    ) from error
+
+
 # Each rule is made of the options, the facts of the task, and a seed.
 RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   "align": lambda o, facts, seed: rw.meta.align(),
@@ -99,9 +110,7 @@ RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   "just_train_twice": lambda o, facts, seed: rules.just_train_twice(
     facts.examples.is_error, o.jtt_factor
   ),
-  "label_shift": lambda o, facts, seed: rules.label_shift(
-    facts.examples.confusion, facts.examples.target_predictions
-  ),
+  "label_shift": _label_shift,
   "large_loss": lambda o, facts, seed: rules.large_loss(o.large_loss_keep, o.select_of),
   "learning_to_reweight": lambda o, facts, seed: rw.meta.learning_to_reweight(),
   "loss_quantiles": lambda o, facts, seed: rules.loss_quantiles(
@@ -194,6 +203,9 @@ ON_UNIT_MARGIN = frozenset(
   {"exponential_emphasis", *_DENSITIES, "absolute_error", "squared_probability_error"}
 )
 """The rules whose base loss is the unit margin."""
+
+IN_NATS = frozenset({"reducible_loss", "self_paced", "self_paced_mixture", "super_loss"})
+"""The rules whose numbers are losses in nats, those of cross-entropy."""
 
 NEEDS_OPTIONS = {
   "asymmetric_focal": "asymmetric_focal_gammas",

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from experiments import _methods
 from experiments._config import Config
 from experiments._errors import UsageError
 from experiments._task import Task
@@ -19,7 +20,8 @@ class Examples:
 
   losses: np.ndarray | None = None  # [examples] of the reference run's last params, nats
   is_error: np.ndarray | None = None  # [examples] bool, where it contradicts the given label
-  confusion: np.ndarray | None = None  # [classes, classes], predicted by given, on validation
+  # [classes, classes], predicted by given: validation's, each class as frequent as it trains.
+  confusion: np.ndarray | None = None
   target_predictions: np.ndarray | None = None  # [classes], how often it predicts each on test
   ratios: np.ndarray | None = None  # [examples] importance ratios
 
@@ -47,14 +49,21 @@ def _read_ratios(config: Config, dataset: data.Dataset, task: Task) -> np.ndarra
       "got none"
     )
   arrays = _read("importance_file", pathlib.Path(config.importance_file), ("index", "ratio"))
-  wrong = ~(np.isfinite(arrays["ratio"]) & (arrays["ratio"] >= 0))
+  index, ratio = arrays["index"], arrays["ratio"]
+  wrong = ~((ratio >= 0) & (ratio <= np.finfo(np.float32).max))
   if wrong.any():
     raise UsageError(
-      f"--importance_file: expected finite ratios of at least 0, got {arrays['ratio'][wrong][0]:g} "
-      f"for index {arrays['index'][wrong][0]}"
+      "--importance_file: expected ratios of at least 0 that float32 can hold, got "
+      f"{ratio[wrong][0]:g} for index {index[wrong][0]}"
     )
   ratios = np.full(len(task.labels), np.nan)
-  ratios[_positions(dataset, arrays["index"], "importance_file")] = arrays["ratio"]
+  ratios[_positions(dataset, index, "importance_file")] = ratio
+  found, times = np.unique(index, return_counts=True)
+  if len(found) < len(index):
+    raise UsageError(
+      f"--importance_file: expected one ratio for each index, got {times.max()} for index "
+      f"{found[times.argmax()]:g}; leave out all but one"
+    )
   missing = np.isnan(ratios[task.train])
   if missing.any():
     raise UsageError(
@@ -73,6 +82,7 @@ def _read_run(
       "losses, errors or predictions the rules read; got none"
     )
   folder = pathlib.Path(config.reference) / f"seed_{seed}"
+  _check_seed(folder, seed)
   columns: tuple[str, ...] = ("index", "given_label", "last_loss", "last_prediction")
   entries = _read("reference", folder / "weights.npz", columns)
   places = _positions(dataset, entries["index"], "reference")
@@ -90,6 +100,8 @@ def _read_run(
   predictions = _read("reference", folder / "predictions.npz", columns)
   confusion = np.zeros((task.num_classes, task.num_classes))
   np.add.at(confusion, (predictions["validation_prediction"], predictions["validation_label"]), 1)
+  # Validation may be less imbalanced than training, or by chance have other shares.
+  confusion *= task.class_counts("train") / np.maximum(confusion.sum(axis=0), 1)
   target = np.bincount(predictions["test_prediction"], minlength=task.num_classes)
   return {
     "losses": losses,
@@ -97,6 +109,20 @@ def _read_run(
     "confusion": confusion,
     "target_predictions": target,
   }
+
+
+def _check_seed(folder: pathlib.Path, seed: int) -> None:
+  """Raises UsageError, with what to run, if other seeds of the reference are there and not this."""
+  method = folder.parent
+  names = [path.parent.name for path in method.glob("seed_*/weights.npz")]
+  there = sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+  if there and seed not in there:
+    flag = "method" if method.name in _methods.METHODS else "rules"
+    raise UsageError(
+      f"--reference: expected a finished run of seed {seed} in {method}, got seeds "
+      f"{', '.join(map(str, there))}; run the command of {method.parent} again with "
+      f"--{flag}={method.name.replace('+', ',')} --seeds={seed}"
+    )
 
 
 def _positions(dataset: data.Dataset, ids: np.ndarray, flag: str) -> np.ndarray:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from reweight_jax import losses
 
 
@@ -23,6 +25,10 @@ BELOW_0 = Range(lambda value: value < 0, "below 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "in [0, 1]")
 SHARE_ABOVE_0 = Range(lambda value: 0 < value <= 1, "in (0, 1]")
 BELOW_1 = Range(lambda value: 0 <= value < 1, "in [0, 1)")
+# At a decay that rounds to 1 nothing would ever move.
+DECAY = Range(
+  lambda value: 0 <= value < 1 and float(np.float32(value)) < 1, "in [0, 1), in float32 too"
+)
 FINITE = Range(math.isfinite, "that is finite")
 
 
@@ -59,7 +65,7 @@ class RuleOptions:
   gce_q: float = _number(0.7, SHARE, "of generalized cross-entropy")
   gce_truncate_at: float = _number(0.0, BELOW_1, "probability at which it is cut off; 0 is none")
   ghm_bins: int = _number(30, FROM_1, "of the rule gradient_harmonizing")
-  ghm_decay: float = _number(0.75, BELOW_1, "of its moving histogram")
+  ghm_decay: float = _number(0.75, DECAY, "of its moving histogram")
   imae_temperature: float = _number(8.0, FINITE, "of the method imae")
   importance_power: float = _number(1.0, AT_LEAST_0, "exponent of importance_ratio")
   inverse_frequency_power: float = _number(1.0, FINITE, "exponent of inverse_frequency")
@@ -69,7 +75,7 @@ class RuleOptions:
   normal_beta: float = _number(8.0, FINITE, "sharpness of normal_emphasis")
   normal_mode: float = _number(0.5, AT_LEAST_0, "mode of normal_emphasis")
   normalize_decay: float | None = _number(
-    None, BELOW_1, "moving average of normalize; default each batch"
+    None, DECAY, "moving average of normalize; default each batch"
   )
   quantiles_high: float = _number(0.9, SHARE_ABOVE_0, "upper quantile of loss_quantiles")
   quantiles_low: float = _number(0.1, BELOW_1, "lower quantile of loss_quantiles")
@@ -83,8 +89,8 @@ class RuleOptions:
   self_paced_low: float = _number(1.0, ABOVE_0, "loss up to which it gives 1")
   self_paced_threshold: float = _number(2.0, ABOVE_0, "of the rule self_paced, nats")
   small_loss_keep: float = _number(0.5, SHARE_ABOVE_0, "share that the rule small_loss keeps")
-  smooth_decay: float = _number(0.9, BELOW_1, "of the rule smooth_by_index")
-  super_loss_decay: float = _number(0.9, BELOW_1, "of its running threshold")
+  smooth_decay: float = _number(0.9, DECAY, "of the rule smooth_by_index")
+  super_loss_decay: float = _number(0.9, DECAY, "of its running threshold")
   super_loss_lam: float = _number(1.0, ABOVE_0, "lambda of the rule super_loss, nats")
   super_loss_threshold: float | None = _number(
     None, FINITE, "its threshold, nats; default the running mean loss"

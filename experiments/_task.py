@@ -35,8 +35,11 @@ def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
   stratified by the true class; all randomness comes from `seed`.
 
   Raises:
-    ValueError: if the sizes do not fit the data set, or it does not know the noise.
+    ValueError: if the data set has one class, the sizes do not fit it or leave a class out where
+      imbalance needs all, or it does not know the noise.
   """
+  if dataset.num_classes < 2:
+    raise ValueError(f"{dataset.name}: expected at least 2 classes, got 1: nothing can be learned")
   rng = np.random.default_rng(seed)
   clean, num_classes = dataset.train_labels, dataset.num_classes
   split = data.split_indices(
@@ -83,14 +86,20 @@ def _thinned(
 ) -> np.ndarray:
   if not part.size:
     return part
-  ratio = config.imbalance_ratio
+  flag, ratio = "validation_size" if is_validation else "train_size", config.imbalance_ratio
+  counts = np.bincount(labels[part], minlength=num_classes)
+  if not counts.all():
+    raise ValueError(
+      f"--{flag}: expected examples of every class for --imbalance={config.imbalance}, got none of "
+      f"class {counts.argmin()} among {len(part)}; give more{' or 0' if is_validation else ''}"
+    )
   if is_validation:  # small as it is, every class stays in it
-    ratio = min(ratio, float(np.bincount(labels[part], minlength=num_classes).min()))
+    ratio = min(ratio, float(counts.min()))
   kept = data.imbalanced_indices(
     labels[part],
     num_classes,
     config.imbalance,
-    max(ratio, 1.0),
+    ratio,
     np.random.default_rng([seed, 2]),
   )
   return part[kept]

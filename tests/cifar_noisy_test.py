@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import pathlib
+import re
 import signal
 import tempfile
 from unittest import mock
@@ -148,7 +149,17 @@ class BadFlagsTest(CommandTestCase):
     ("--learning_rate: expected a number above 0, got nan", "--learning_rate=nan"),
     ("--learning_rate: expected a number above 0, got inf", "--learning_rate=inf"),
     ("--learning_rate: expected a number above 0, got 0.0", "--learning_rate=0"),
+    (
+      "--learning_rate: expected numbers that float32 can hold, got 1e[+]39",
+      "--learning_rate=1e39",
+    ),
+    ("--mixup: expected numbers that float32 can hold, got 1e-300", "--mixup=1e-300"),
+    ("--beta_alpha: expected numbers that float32 can hold, got 1e[+]300", "--beta_alpha=1e300"),
     ("--momentum: .*got 1.0", "--momentum=1"),
+    (r"--momentum: .* in \[0, 1\), in float32 too, got 0.99999999", "--momentum=0.99999999"),
+    ("--smooth_decay: .* in float32 too, got 0.99999999", "--smooth_decay=0.99999999"),
+    ("--rules: self_paced reads losses in nats, .*margins", "--rules=absolute_error,self_paced"),
+    ("--rules: super_loss reads losses in nats", "--rules=super_loss,clip,exponential_emphasis"),
     ("--weight_decay: .*got -1.0", "--weight_decay=-1"),
     ("--class_balanced_beta: .*got 1.5", "--class_balanced_beta=1.5"),
     ("--focal_gamma: .*got -1.0", "--focal_gamma=-1"),
@@ -164,6 +175,27 @@ class BadFlagsTest(CommandTestCase):
   def test_one_line_status_2_and_nothing_written(self, pattern, *argv):
     self.assert_refused(pattern, *argv)
     self.assertFalse(self.workdir.exists())
+
+  @parameterized.parameters("inf", "nan", "1e+39")
+  def test_a_list_of_numbers_is_blamed_by_its_own_name(self, number):
+    with self.assertRaisesRegex(
+      _errors.UsageError, f"^--rates: .* can hold, got {re.escape(number)}$"
+    ):
+      _flags.numbers("rates", f"0.1,{number}")
+
+  def test_confusions_that_tell_no_shift_name_the_reference_and_its_validation(self):
+    for confusion, cause in (
+      ([[4, 2], [0, 0]], "class 1 is never predicted"),
+      ([[4, 0], [2, 0]], "class 1 has no examples"),
+      ([[4, 2], [4, 2]], "some classes are not told apart"),
+      ([[0, 0], [0, 0]], "not all 0"),
+    ):
+      examples = _reference.Examples(
+        confusion=np.array(confusion, float), target_predictions=np.ones(2)
+      )
+      facts = _methods.Facts((1, 1), 2, 4, examples)
+      with self.assertRaisesRegex(ValueError, f"^--reference: .*{cause}.* --validation_size ex"):
+        _methods.compose(("label_shift",), _rule_options.RuleOptions(), facts, 0)
 
   @parameterized.named_parameters(
     ("missing", None, "does not exist"),

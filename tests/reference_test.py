@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from experiments import _reference, cifar_noisy
 from experiments._config import Config
 from experiments._errors import UsageError
-from reweight_jax import runlog
+from reweight_jax import rules, runlog
 from tests import runs
 
 
@@ -46,12 +46,38 @@ class ReferenceTest(runs.RunTestCase):
     expected = np.log(np.exp(logits).sum()) - logits[label]
     self.assertAlmostEqual(found.losses[place], expected, places=4)
 
-  def test_confusion_of_validation_and_predictions_of_test(self):
+  def test_confusion_of_validation_by_training_counts_and_predictions_of_test(self):
     found = self.read()
-    self.assertEqual(found.confusion.sum(), 50)
     labels = self.task.labels[self.task.validation]
-    np.testing.assert_array_equal(found.confusion.sum(axis=0), np.bincount(labels, minlength=10))
+    trained = np.bincount(self.task.labels[self.task.train], minlength=10)
+    np.testing.assert_allclose(found.confusion.sum(axis=0), trained)
+    with np.load(self.folder / "predictions.npz") as predictions:
+      taken = predictions["validation_prediction"]
+    for predicted, label in ((1, 1), (1, 2), (3, 2)):
+      share = np.mean(taken[labels == label] == predicted)
+      self.assertAlmostEqual(found.confusion[predicted, label], share * trained[label], places=9)
     self.assertEqual(found.target_predictions.sum(), 497)
+
+  def test_a_shift_of_imbalanced_training_is_found_where_validation_has_other_shares(self):
+    # A model that is always right: the target's share of each class over that in training.
+    settings = {"imbalance": "step", "imbalance_ratio": 20.0, "noise": "none", "noise_rate": None}
+    task = runs.make_task(validation_size=60, **settings)
+    validation = task.labels[task.validation]
+    trained = np.array(task.class_counts("train"))
+    self.assertGreater(
+      trained[0] / trained[9], 2 * (validation == 0).sum() / (validation == 9).sum()
+    )
+    entries = {"index": self.data.train_ids[task.train], "given_label": task.labels[task.train]}
+    zeros = np.zeros(len(task.train))
+    entries |= {"last_loss": zeros, "last_prediction": entries["given_label"]}
+    runlog.write_npz(self.folder / "weights.npz", entries)
+    said = {"validation_prediction": validation, "validation_label": validation}
+    runlog.write_npz(
+      self.folder / "predictions.npz", said | {"test_prediction": np.arange(1000) % 10}
+    )
+    found = self.read(task)
+    ratios = rules.label_shift_ratios(found.confusion, found.target_predictions)
+    np.testing.assert_allclose(ratios, 0.1 * trained.sum() / trained)
 
   def test_a_run_on_other_labels_sizes_or_seeds_is_refused(self):
     for other in (
@@ -61,6 +87,13 @@ class ReferenceTest(runs.RunTestCase):
     ):
       with self.assertRaisesRegex(UsageError, "--reference: .* other examples or labels"):
         self.read(other)
+
+  def test_a_seed_that_is_not_there_is_told_with_those_that_are_and_the_command(self):
+    with self.assertRaisesRegex(
+      UsageError,
+      r"of seed 3 in .*/first, got seeds 0; .* of \S+ again with --rules=first --seeds=3$",
+    ):
+      _reference.read(self.config, self.data, self.task, 3, ratios=False, reference=True)
 
   def test_a_missing_run_is_refused(self):
     with self.assertRaisesRegex(UsageError, "--reference: expected the folder WORKDIR/METHOD"):
@@ -99,13 +132,15 @@ class RatiosTest(runs.RunTestCase):
       ("expected an array ratio", {"index": ids}),
       ("as many numbers in ratio", {"index": ids, "ratio": np.ones(3)}),
       ("no training example of index 9999", {"index": np.array([9999]), "ratio": np.ones(1)}),
-      ("of at least 0, got -1 for index", {"index": ids, "ratio": -np.ones(len(ids))}),
+      ("of at least 0 .*, got -1 for index", {"index": ids, "ratio": -np.ones(len(ids))}),
       ("ratio .* to be a vector of numbers, got <U", {"index": ids, "ratio": ids.astype(str)}),
       (
         "to be a vector of numbers, got .* shape \\(\\)",
         {"index": np.int32(1), "ratio": np.ones(1)},
       ),
-      ("of at least 0, got nan for index", {"index": ids, "ratio": np.full(len(ids), np.nan)}),
+      ("can hold, got nan for index", {"index": ids, "ratio": np.full(len(ids), np.nan)}),
+      ("can hold, got 1e[+]39 for index", {"index": ids, "ratio": np.full(len(ids), 1e39)}),
+      ("got 2 for index 7; leave", {"index": np.append(ids, 7), "ratio": np.ones(len(ids) + 1)}),
     ):
       with self.assertRaisesRegex(UsageError, pattern):
         self.read(**arrays)

@@ -4,6 +4,8 @@ import chex
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from experiments import _task
+from reweight_jax import data
 from tests import runs
 
 
@@ -43,6 +45,33 @@ class TaskTest(parameterized.TestCase):
       self.assertEqual(counts[5:].tolist(), [counts[:5].min() // 10] * 5)
       self.assertAlmostEqual(task.is_noisy[part].mean(), 0.2, delta=1 / len(part))
     self.assertEqual(task.class_counts("meta"), (2,) * 10)
+
+  @parameterized.parameters(
+    (
+      {"validation_size": 5},
+      "--validation_size: expected .*every class .*none of class .* among 5",
+    ),
+    (
+      {"train_size": 9},
+      "--train_size: expected .*every class .*none of class . among 9; give more$",
+    ),
+    ({"imbalance_ratio": 200.0}, "ratio of 200 leaves class 9 without .* has 119.*Lower the ratio"),
+  )
+  def test_imbalance_needs_every_class_and_names_what_leaves_one_out(self, settings, message):
+    settings = {"imbalance": "long_tail", "imbalance_ratio": 10.0, **settings}
+    with self.assertRaisesRegex(ValueError, message):
+      runs.make_task(**settings)
+
+  def test_a_class_that_was_never_there_is_not_blamed_on_the_ratio(self):
+    with self.assertRaisesRegex(
+      data.DataError, "'step' expects .* every class, got none of class 1"
+    ):
+      data.imbalanced_indices(np.array([0, 0, 2]), 3, "step", 2.0, np.random.default_rng(0))
+
+  def test_a_single_class_is_refused(self):
+    single = runs.dataset()._replace(class_names=("0",))
+    with self.assertRaisesRegex(ValueError, "digits: expected at least 2 classes, got 1"):
+      _task.make_task(runs.CONFIG, single, 0)
 
   def test_seed_decides(self):
     first, again, other = runs.make_task(1), runs.make_task(1), runs.make_task(2)

@@ -33,7 +33,7 @@ def imbalanced_indices(
     Positions in `labels`, sorted, int64.
 
   Raises:
-    DataError: if a class would be left without examples.
+    DataError: if a class has no examples, or would be left without.
     ValueError: for an unknown kind, a ratio below 1 or one that the kind does not take, or labels
       that are not a vector of integers below `num_classes`.
 
@@ -61,6 +61,12 @@ def imbalanced_indices(
   shares = classes / (num_classes - 1) if kind == "long_tail" else classes >= num_classes // 2
   # Rounded first: 100 * 100 ** -0.5 must not be 9.999999999999998.
   counts = np.floor(np.round(smallest * ratio ** -shares.astype(float), 9)).astype(int)
+  if not smallest:
+    absent = int(np.bincount(labels, minlength=num_classes).argmin())
+    raise DataError(
+      f"imbalance {kind!r} expects examples of every class, got none of class {absent}. Give more "
+      "examples, or number the classes without a gap."
+    )
   if counts.min() < 1:
     raise DataError(
       f"a ratio of {ratio:g} leaves class {int(counts.argmin())} without examples: the smallest of "

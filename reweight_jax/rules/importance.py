@@ -127,7 +127,8 @@ def label_shift_ratios(confusion: Any, target_predictions: Sequence[float]) -> n
 
   Raises:
     ValueError: if shapes do not fit, a number is negative or not finite, all are 0, or the matrix
-      cannot be inverted (a class without examples or never predicted, or two not told apart).
+      cannot be inverted, saying why: a class without examples or never predicted, or two not told
+      apart.
 
   Source: as `label_shift`.
 
@@ -157,9 +158,14 @@ def _solve(name: str, confusion: Any, target_predictions: Sequence[float]) -> np
     raise ValueError(f"{name} expects a confusion matrix and predictions that are not all 0.")
   condition = np.linalg.cond(matrix / matrix.sum())
   if condition > 1e8:
+    absent, never = (np.flatnonzero(matrix.sum(axis) == 0) for axis in (0, 1))
+    cause = "some classes are not told apart"
+    if absent.size:
+      cause = f"class {absent[0]} has no examples"
+    elif never.size:
+      cause = f"class {never[0]} is never predicted"
     raise ValueError(
       f"{name} expects a confusion matrix that can be inverted, got condition number "
-      f"{condition:.1e}: some class has no examples or is never predicted, or two are not told "
-      "apart. Merge them."
+      f"{condition:.1e}: {cause}. Count more examples, or take a better model."
     )
   return np.maximum(np.linalg.solve(matrix / matrix.sum(), shares / shares.sum()), 0)
