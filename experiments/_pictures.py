@@ -94,29 +94,27 @@ def draw_error_curves(
   figure = _figure(6.5, 4.5)
   axes = figure.subplots()
   shares = sorted(summaries)
-  for method in summaries[shares[0]]:
-    last = [summaries[share][method]["last"] for share in shares]
-    axes.errorbar(
-      [100 * (1 - share) for share in shares],
-      [100 * (1 - number["mean"]) for number in last],
-      [100 * (number["std"] or 0) for number in last],
-      marker="o",
-      capsize=3,
-      label=method,
+  places = -np.log([1 - share for share in shares])
+  lines = {
+    method: (
+      places,
+      [_percents(summaries[share][method]["last"], is_error=True) for share in shares],
     )
-  axes.set_xscale("log")
-  axes.invert_xaxis()
-  axes.set_xticks([100 * (1 - share) for share in shares])
-  axes.set_xticklabels([f"{100 * (1 - share):g}" for share in shares])
-  axes.minorticks_off()
+    for method in summaries[shares[0]]
+  }
+  _draw_bars(axes, lines)
+  axes.set_xticks(places, [f"{100 * (1 - share):g}" for share in shares])
   axes.set_xlabel("share of the rare class, %")
   axes.set_ylabel("test error at the last step, %")
-  axes.legend()
+  _legend_below(figure, axes)
   _save(figure, path, None)
 
 
 def draw_class_accuracy(
-  path: pathlib.Path, classes: Mapping[str, Sequence[Mapping[str, Any]]], title: str
+  path: pathlib.Path,
+  classes: Mapping[str, Sequence[Mapping[str, Any]]],
+  title: str,
+  class_names: Sequence[str] | None = None,
 ) -> None:
   """Draws accuracy by class, the most frequent class first, a line for each method.
 
@@ -124,22 +122,26 @@ def draw_class_accuracy(
     path: the PNG to write.
     classes: method -> of each run its "counts" and "accuracy_by_class".
     title: of the figure.
+    class_names: a name for each class; None for their numbers.
   """
-  figure = _figure(7.5, 4.5)
+  figure = _figure(7.5, 5)
   axes = figure.subplots()
   counts = np.array(next(iter(classes.values()))[0]["counts"])
   order = np.argsort(-counts, kind="stable")
+  lines = {}
   for method, runs in classes.items():
     found = 100 * np.array([run["accuracy_by_class"] for run in runs])[:, order]
-    spread = found.std(axis=0, ddof=1) if len(runs) > 1 else None
-    places = np.arange(len(order))
-    axes.errorbar(places, found.mean(axis=0), spread, marker="o", markersize=4, label=method)
+    spread = found.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(order))
+    lines[method] = (np.arange(len(order)), list(zip(found.mean(axis=0), spread, strict=True)))
+  _draw_bars(axes, lines)
   if len(order) <= 20:
-    names = [f"{label}\n{counts[label]}" for label in order]
-    axes.set_xticks(range(len(order)), names, fontsize=8)
+    names = [str(label) if class_names is None else class_names[label] for label in order]
+    is_crowded = sum(map(len, names)) > 70  # letters that fit beside each other
+    ticks = [f"{name}\n{counts[label]}" for name, label in zip(names, order, strict=True)]
+    axes.set_xticks(range(len(order)), ticks, fontsize=8, rotation=45 if is_crowded else 0)
   axes.set_xlabel("class, and its training examples in the first run")
   axes.set_ylabel("test accuracy at the last step, %")
-  axes.legend(fontsize=8)
+  _legend_below(figure, axes)
   _save(figure, path, title)
 
 
@@ -165,25 +167,56 @@ def draw_modes(
       for style, name in zip(("-", "--", ":", "-."), baselines, strict=False):
         level = 100 * numbers[name][column]["mean"]
         axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name)
+      lines = {}
       for lam, choices in betas.items():
         found = [numbers[f"lam_{lam:g}_beta_{beta:g}"][column] for beta in choices]
-        axes.errorbar(
-          choices,
-          [100 * number["mean"] for number in found],
-          [100 * (number["std"] or 0) for number in found],
-          marker="o",
-          markersize=4,
-          capsize=2,
-          label=f"lambda {lam:g} (mode {lam / (lam + 1):.2g})",
-        )
+        label = f"lambda {lam:g} (mode {lam / (lam + 1):.2g})"
+        lines[label] = (np.array(choices), [_percents(number) for number in found])
+      _draw_bars(axes, lines)
       axes.set_title(f"noise {100 * rate:g} %, {words}", fontsize=9)
   for axes in grid[-1]:
     axes.set_xlabel("beta")
   for row in grid:
     row[0].set_ylabel("test accuracy, %")
-  handles, names = grid[0][0].get_legend_handles_labels()
-  figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
+  _legend_below(figure, grid[0][0])
   _save(figure, path, None)
+
+
+def _percents(number: Mapping[str, Any], *, is_error: bool = False) -> tuple[float, float]:
+  """Mean and standard deviation of an accuracy, or of its error, in percent."""
+  mean = 1 - number["mean"] if is_error else number["mean"]
+  return 100 * mean, 100 * (number["std"] or 0)
+
+
+def _draw_bars(
+  axes: Any, lines: Mapping[str, tuple[np.ndarray, Sequence[tuple[float, float]]]]
+) -> None:
+  """Draws lines of percents with error bars, which end at 0 and 100, each line a little aside.
+
+  Args:
+    axes: where to draw.
+    lines: name -> places, and mean and standard deviation at each.
+  """
+  gaps = np.diff(np.unique(np.concatenate([places for places, _ in lines.values()])))
+  width = 0.5 * gaps.min(initial=1) / len(lines)
+  for i, (name, (places, numbers)) in enumerate(lines.items()):
+    mean, spread = np.array(numbers).T
+    axes.errorbar(
+      places + width * (i - (len(lines) - 1) / 2),
+      mean,
+      np.minimum(spread, [mean, 100 - mean]),
+      marker="o",
+      markersize=4,
+      linewidth=1,
+      capsize=2,
+      label=name,
+    )
+
+
+def _legend_below(figure: Any, axes: Any) -> None:
+  """The legend of axes below all of them: it hides nothing, and none is searched for its place."""
+  handles, names = axes.get_legend_handles_labels()
+  figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=9)
 
 
 def _windows(folder: pathlib.Path) -> list[tuple[str, np.ndarray]]:

@@ -42,6 +42,25 @@ class PlottingTest(parameterized.TestCase):
     return [tick.get_text() for tick in getattr(self.axes, f"get_{axis}ticklabels")()]
 
 
+class CurvesTest(PlottingTest):
+  def test_lines_are_means_and_nothing_is_above_100_but_the_legend(self):
+    # Both seeds at 90 and 100 %: mean 95, from 90 to 100. The last step: 100.
+    seeds = [([1, 2], [0.9, 1.0]), ([1, 2], [1.0, 1.0])]
+    plotting.accuracy_curves(self.axes, {"ce": seeds, "l2rw": seeds[:1]})
+    self.draw()
+    np.testing.assert_allclose(self.axes.lines[0].get_ydata(), [95, 100])
+    box = self.axes.get_legend().get_window_extent().transformed(self.axes.transData.inverted())
+    self.assertGreaterEqual(box.y0, 100)
+    ticks = self.axes.get_yticks()
+    self.assertLessEqual(ticks.max(), 100)
+    self.assertGreater(len(ticks), 2)
+    self.assertEqual(self.legend(), ["ce", "l2rw"])
+
+  def test_no_curves_are_no_error(self):
+    plotting.accuracy_curves(self.axes, {})
+    self.draw()
+
+
 class HistogramsTest(PlottingTest):
   def widths(self):
     """Of each histogram over training, in the order of drawing, its bars' widths; signed."""
@@ -220,6 +239,10 @@ class ConfusionTest(PlottingTest):
     self.assertEmpty(self.texts())
     self.assertEqual(self.ticks("x"), [f"class {i}" for i in range(0, 100, 5)])
 
+  def test_a_single_class_is_no_error(self):
+    plotting.confusion_matrix(self.axes, np.zeros(3, int), np.zeros(3, int), ["cat"])
+    self.assertEqual(self.texts(), ["100"])
+
   def test_no_examples_are_no_error(self):
     plotting.confusion_matrix(self.axes, np.zeros(0, int), np.zeros(0, int), ("cat", "dog"))
     self.assertEmpty(self.texts())
@@ -273,6 +296,18 @@ class GalleryTest(PlottingTest):
     )
     self.assertEqual(self.ticks("y"), list("abcdghijkl"))
     self.assertIn("the 10 of 12 classes of lowest mean weight", self.axes.get_title())
+
+  @parameterized.parameters(
+    ([2, 2, 3, 3], True),
+    ([0, 0, 0, 0], True),
+    ([2, 2 + 1e-6, 3, np.nan], True),
+    ([2, 2, 3, 4], False),
+  )
+  def test_where_weights_are_equal_in_every_class_the_title_says_so(self, weights, is_equal):
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 0, 1, 1])
+    plotting.weight_gallery(self.axes, images, labels, np.array(weights), ["cat", "dog"])
+    words = "all mean weights are equal" if is_equal else "smallest mean weights on the left"
+    self.assertIn(words, self.axes.get_title())
 
   def test_long_names_keep_their_ends(self):
     images = np.zeros((2, 2, 2, 1), np.uint8)

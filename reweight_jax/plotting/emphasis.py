@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 
 from reweight_jax.densities import Density, area, mode
 from reweight_jax.densities._density import as_density
-from reweight_jax.plotting.curves import COLORS, STYLES
+from reweight_jax.plotting.curves import COLORS, STYLES, add_legend
 from reweight_jax.types import Array
 
 _INNER = (0.02, 0.98)  # what an unbounded density may show of itself
-_LETTER, _HANDLE, _ROW = 0.06, 0.6, 0.18  # sizes of a legend in small print, inches
 
 
 def emphasis_densities(
@@ -74,19 +73,7 @@ def emphasis_densities(
   axes.set_ylabel("length of the gradient" + (", scaled to area 1" if normalized else ""))
   axes.set_title("which examples are emphasized?")
   axes.grid(alpha=0.3)
-  _add_legend(axes, top)
-
-
-def _add_legend(axes: Axes, top: float) -> None:
-  """Puts the legend above all lines, which end at a height; nothing is hidden by it."""
-  _, names = axes.get_legend_handles_labels()
-  # The layout is not final yet, so the sizes are guesses on the safe side.
-  extent = axes.get_window_extent()
-  width, height = extent.width / axes.figure.dpi, extent.height / axes.figure.dpi
-  num_columns = max(1, int(width / (_LETTER * max(map(len, names)) + _HANDLE)))
-  share = min(_ROW * (-(-len(names) // num_columns) + 1) / height, 0.6)
-  axes.set_ylim(0, top / (1 - share))
-  axes.legend(fontsize="small", loc="upper center", ncols=num_columns)
+  add_legend(axes, 0, top)
 
 
 def _named(

@@ -13,6 +13,7 @@ from reweight_jax.plotting.curves import COLORS
 MAX_CLASSES = 10
 MAX_NAME = 13  # letters that fit under or beside an image
 WRONG, OTHER = COLORS[1], COLORS[0]
+SAME = 1e-5  # weights that differ by less are those of one rounded mean
 SIDE, HEIGHT, GAP = 0.8, 1.25, 0.3  # of an image, of a row, between the halves; in columns
 
 
@@ -33,7 +34,7 @@ def weight_gallery(
   name of the true class; all other frames are thin and blue.
 
   Guarantees: from left to right the weights of a row never fall; equal weights stay in the order of
-  the examples; no image is shown twice.
+  the examples, and where no class has any others the title says so; no image is shown twice.
   Edge cases: examples never seen (NaN) are left out, and so are classes without any other; of more
   than ten classes the ten of lowest mean weight are shown, and the title says so; a class with
   fewer images than places has half of them on each side; long names lose their middle.
@@ -87,6 +88,8 @@ def weight_gallery(
           middle, y + SIDE + 0.03, name, ha="center", va="top", fontsize="x-small", color=WRONG
         )
   title = "in each given class: smallest mean weights on the left, largest on the right"
+  if rows and all(np.ptp(weights[row]) <= SAME * weights[row].max() for row in rows.values()):
+    title = "in each given class all mean weights are equal: the first images and the last"
   if len(shown) < len(rows):
     title += f"\nthe {len(shown)} of {len(rows)} classes of lowest mean weight"
   if is_noisy is not None:

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from reweight_jax.plotting._checks import check_lengths
-from reweight_jax.plotting.curves import COLORS
+from reweight_jax.plotting.curves import COLORS, add_legend
 
 Windows = Mapping[str, np.ndarray] | Sequence[tuple[str, np.ndarray]]
 HATCHES = ("", "////")  # tells wrong labels apart in print without colors
@@ -55,7 +55,7 @@ def weight_histogram(
   axes.axvline(1, color="black", linewidth=0.8, linestyle=":", label="an ordinary example")
   axes.set_xlabel("mean weight over training")
   axes.set_ylabel("examples")
-  axes.legend(fontsize="small")
+  add_legend(axes, *axes.get_ylim())
 
 
 def weight_histograms(
