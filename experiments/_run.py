@@ -53,29 +53,36 @@ def _train_together(group: list[Lane], setup: Setup, request: _signals.StopReque
   """Takes runs that stand at the same step to their end."""
   setup.advance(group[0].done * len(group), "")
   while group[0].done < _lane.total_steps(group[0].run):
+    done = group[0].done
     _stretch(group, setup, request)
     _stop_if_vanished(group)
-    _evaluate_and_save(group, setup, request)
+    if group[0].done > done:
+      _evaluate_and_save(group, setup)
+    _stop_if_asked(group, request)
   for lane in group:
     lane.checkpoints.wait()
     _lane.write_results(lane, setup)
+    _stop_if_asked(group, request)
 
 
 def _stretch(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> None:
-  """Steps up to the next evaluation, checkpoint or end of phase, or until asked to stop."""
+  """Steps up to the next evaluation, checkpoint or end of phase, or until asked to stop.
+
+  A group that takes no step stays as it is: in the phase that its checkpoints are of.
+  """
   schedule, done = setup.schedule, group[0].done
   index, offset = _lane.phase_at(group[0].run.phases, done)
   phase = group[0].run.phases[index]
+  carries = [lane.carry for lane in group]
   if offset == 0 and done:
-    for lane in group:
-      lane.carry = _lane.next_phase(lane.run.phases[index], lane.carry, schedule)
+    carries = [_lane.next_phase(lane.run.phases[index], lane.carry, schedule) for lane in group]
   stop = min(_next_multiple(done, schedule), done + phase.num_steps - offset)
   clock = time.perf_counter()
   positions = [_positions(lane.run, phase, done, stop, schedule) for lane in group]
   group[0].input_seconds += time.perf_counter() - clock
   batches = np.stack([batch for batch, _ in positions])
   meta_batches = np.stack([meta for _, meta in positions]) if phase.uses_meta_batch else None
-  carry = _join([lane.carry for lane in group])
+  carry = _join(carries)
   labels = _join([lane.labels for lane in group])
   start, keep_ledger = done, phase.source == "train"
   while done < stop and request.received is None:
@@ -90,12 +97,14 @@ def _stretch(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> 
     carry = step(carry, setup.inputs, labels, batches[rows], meta_batch, keep_ledger=keep_ledger)
     done += count
     setup.advance(count * len(group), "")
+  if done == start:
+    return
   for lane, part in zip(group, _split(carry, len(group)), strict=True):
     lane.carry, lane.done = part, done
     lane.input_seconds = group[0].input_seconds
 
 
-def _evaluate_and_save(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> None:
+def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:
   """What is due after a stretch, for every run: check, row, warning, window, checkpoint."""
   schedule = setup.schedule
   for lane in group:
@@ -118,12 +127,19 @@ def _evaluate_and_save(group: list[Lane], setup: Setup, request: _signals.StopRe
         > (done - schedule.eval_every) * _lane.NUM_WINDOWS // total
       ):
         _lane.write_window(lane)
-    if done % schedule.checkpoint_every == 0 or is_end or request.received is not None:
+    if done % schedule.checkpoint_every == 0 or is_end:
       lane.checkpoints.save(done, lane.carry, score=score)
-  if request.received is not None:
-    for lane in group:
-      lane.checkpoints.wait()
-    raise StoppedError(request.received, f"at step {group[0].done} of {group[0].run.folder}")
+
+
+def _stop_if_asked(group: list[Lane], request: _signals.StopRequest) -> None:
+  if request.received is None:
+    return
+  for lane in group:
+    if lane.done:
+      lane.checkpoints.save(lane.done, lane.carry)  # unless it has one
+  for lane in group:
+    lane.checkpoints.wait()
+  raise StoppedError(request.received, f"at step {group[0].done} of {group[0].run.folder}")
 
 
 def _positions(

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+from unittest import mock
 
 import chex
 import numpy as np
@@ -11,6 +12,8 @@ from absl.testing import absltest, parameterized
 
 from experiments import (
   _errors,
+  _lane,
+  _run,
   _signals,
 )
 from reweight_jax import checkpointing
@@ -71,6 +74,44 @@ class SurvivalTest(runs.RunTestCase):
     self.train("stopped", advance=lambda steps, text: reports.append(steps))
     self.assertEqual((reports[0], sum(reports)), (5, runs.TOTAL))
     self.assert_same_run("stopped", "whole")
+
+  def test_a_signal_before_the_next_step_adds_no_row_and_the_run_goes_on_from_there(self):
+    # Checkpoints at 4, 8 and 10: none at the row of step 3 and at the end of the phase, step 6.
+    config = dataclasses.replace(runs.CONFIG, checkpoint_every=4)
+    self.train("whole", config=config)
+    positions = _run._positions
+    for step in (0, 3, 3, 6):
+
+      def stopped_there(run, phase, start, *rest, step=step):
+        if start == step:
+          signal.raise_signal(signal.SIGTERM)
+        return positions(run, phase, start, *rest)
+
+      with (
+        mock.patch.object(_run, "_positions", stopped_there),
+        self.assertRaisesRegex(_errors.StoppedError, f"at step {step} of "),
+      ):
+        self.train("stopped", config=config)
+      rows = [row for row in self.rows("whole") if row["step"] <= step]
+      self.assertEqual(self.rows("stopped"), rows)
+      saved = self.root / "stopped" / "checkpoints" / str(step)
+      self.assertEqual(saved.exists(), step > 0)
+    self.train("stopped", config=config)
+    self.assert_same_run("stopped", "whole", config=config)
+
+  def test_a_signal_while_results_are_written_is_not_lost(self):
+    write = _lane.write_results
+
+    def stopped_there(*arguments):
+      signal.raise_signal(signal.SIGTERM)
+      write(*arguments)
+
+    with (
+      mock.patch.object(_lane, "write_results", stopped_there),
+      self.assertRaisesRegex(_errors.StoppedError, f"at step {runs.TOTAL} of "),
+    ):
+      self.train("run")
+    self.assertTrue((self.root / "run" / "weights.npz").exists())
 
   def test_a_second_interrupt_does_not_wait(self):
     with _signals.stop_requests() as request, self.assertRaises(KeyboardInterrupt):
