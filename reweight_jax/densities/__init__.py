@@ -22,7 +22,9 @@ were made for it. `rules.emphasis` weighs by a density, `losses.emphasized_margi
 
 The modes of the exponential families are those of a positive beta. Source of families, words and
 table: Wang, Kodirov, Hua, Robertson, "Derivative Manipulation for General Example Weighting", 2019,
-arXiv 1905.11233, section 3, eqs. (7)-(12) and appendix B; IMAE: the same, arXiv 1903.12141.
+arXiv 1905.11233, section 3, eqs. (7)-(12) and appendix B; IMAE: the same, arXiv 1903.12141. Where
+this package names an equation of 1905.11233, the number is that of the conference submission;
+versions on arXiv may number differently.
 """
 
 from reweight_jax.densities._density import Density, from_function, log_probabilities

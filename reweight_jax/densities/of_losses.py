@@ -65,8 +65,9 @@ def symmetric_cross_entropy(
   Raises:
     ValueError: if a Python number is out of range.
 
-  Source: arXiv 1905.11233's rebuttal has this loss as a member. # Departs from it: the coefficient
-    of p is :math:`A \nu / \mu`, where half of it is printed.
+  Source: the loss is that of Wang et al. 2019, arXiv 1908.06112, eqs. (6)-(8); as a member of
+    derivative manipulation it stands in the authors' answers to the reviews of arXiv 1905.11233.
+    # Departs from those: the coefficient of p is :math:`A \nu / \mu`, where half of it is printed.
   """
   check_number("symmetric_cross_entropy: mu", mu, at_least=0)
   check_number("symmetric_cross_entropy: nu", nu, at_least=0)

@@ -1,4 +1,8 @@
-"""Rules that know something about each example of the data set, by its index."""
+"""Rules that know something about each example of the data set, by its index.
+
+Nothing compiled can raise an error for an index outside a table: check on the host, before
+training, that a table has a row for each example.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -123,7 +127,7 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     A rule needing evidence ``indices`` [batch] int32 and ``mask`` [batch] bool.
 
   Raises:
-    ValueError: if a Python number is out of range, or `num_examples` not whole.
+    ValueError: if a Python number is out of range, `num_examples` not whole, or `decay` rounds to 1.
 
   Source: temporal ensembling of weights instead of predictions, Laine and Aila, "Temporal
     Ensembling for Semi-Supervised Learning", 2017, arXiv 1610.02242, section 2.2.
@@ -139,6 +143,10 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
   """
   check_number("smooth_by_index: num_examples", num_examples, at_least=1, whole=True)
   check_number("smooth_by_index: decay", decay, at_least=0, below=1)
+  if isinstance(decay, float) and np.float32(decay) == 1:
+    raise ValueError(
+      f"smooth_by_index: decay expects a number that float32 can tell from 1, got {decay}."
+    )
 
   def init(weights: Array) -> SmoothByIndexState:
     return SmoothByIndexState(

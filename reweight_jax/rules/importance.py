@@ -22,8 +22,9 @@ def importance_ratio(
 
   Guarantees: padding stays at weight 0; permuting the batch permutes the weights.
   Edge cases: power 0 changes nothing, between 0 and 1 the weights are flattened (less variance,
-  some bias). Indices outside the table are clamped to it. The ratios are taken as they are: chain
-  `clip_weights` against single large ones, `normalize` where they do not average 1.
+  some bias). Indices outside the table are clamped to it, in silence as all that is compiled: check
+  its length. The ratios are taken as they are: chain `clip_weights` against single large ones,
+  `normalize` where they do not average 1.
 
   Args:
     target: one number >= 0 for each example of the data set: its density under the target
