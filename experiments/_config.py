@@ -1,6 +1,7 @@
 """The configuration of a command: what its flags say, with the defaults that depend on others."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ LEARNING_RATE_OF = {"lenet": 0.02, "transformer": 0.02, "conv1d": 0.02}
 # A mirrored digit is another sign.
 WITHOUT_FLIPS = ("digits", "mnist")
 AUGMENT_OF = {"cifar10": "paper", "cifar100": "paper"}
+LONGEST_NAME = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,13 @@ class Config:
 
   def run_names(self) -> tuple[str, ...]:
     """The names of the table's rows, which are folders too."""
-    return ("+".join(self.rules),) if self.rules else self.methods
+    if not self.rules:
+      return self.methods
+    # A rule may be called like a method that does more: small_loss, large_loss, hard_mining.
+    name = "+".join(self.rules) if len(self.rules) > 1 else f"rule_{self.rules[0]}"
+    if len(name) > LONGEST_NAME:  # of a folder, file systems take 255
+      name = f"{name[:LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return (name,)
 
   def title(self) -> str:
     """What is trained on, in words."""

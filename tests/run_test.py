@@ -14,6 +14,7 @@ from experiments import (
   _errors,
   _evaluation,
   _lane,
+  _methods,
   _phases,
   _steps,
 )
@@ -150,6 +151,15 @@ class PhasesTest(runs.RunTestCase):
     self.assertEqual(config.num_steps(199), 2)  # 2.5 rounds to the even
     self.assertEqual(Config(epochs=0.01).num_steps(1080), 1)
     self.assertEqual((Config(steps=7).num_steps(1080), Config().num_steps(1080)), (7, 600))
+
+  def test_chains_of_rules_have_folders_of_their_own(self):
+    name_of = lambda *rules: Config(rules=rules).run_names()[0]
+    self.assertEqual(name_of("focal", "clip"), "focal+clip")
+    self.assertEqual(name_of("small_loss"), "rule_small_loss")
+    self.assertNoCommonElements(map(name_of, _methods.RULES), _methods.METHODS)
+    long = [name_of(*["importance_ratio"] * count) for count in (30, 31)]
+    self.assertNotEqual(*long)
+    self.assertLess(max(map(len, long)), 255)
 
   def test_total_counts_finetuning_once_a_seed(self):
     config = Config(methods=("ce", "finetune"), seeds=(0, 1, 2), steps=10, finetune_steps=4)
