@@ -127,7 +127,7 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     A rule needing evidence ``indices`` [batch] int32 and ``mask`` [batch] bool.
 
   Raises:
-    ValueError: if a Python number is out of range, `num_examples` not whole, or `decay` rounds to 1.
+    ValueError: if a Python number is out of range, a size not whole, or `decay` rounds to 1.
 
   Source: temporal ensembling of weights instead of predictions, Laine and Aila, "Temporal
     Ensembling for Semi-Supervised Learning", 2017, arXiv 1610.02242, section 2.2.
