@@ -117,11 +117,11 @@ def _check_seed(folder: pathlib.Path, seed: int) -> None:
   names = [path.parent.name for path in method.glob("seed_*/weights.npz")]
   there = sorted(int(name[5:]) for name in names if name[5:].isdecimal())
   if there and seed not in there:
-    flag = "method" if method.name in _methods.METHODS else "rules"
+    same = f"--method={method.name}" if method.name in _methods.METHODS else "the same --rules"
     raise UsageError(
       f"--reference: expected a finished run of seed {seed} in {method}, got seeds "
       f"{', '.join(map(str, there))}; run the command of {method.parent} again with "
-      f"--{flag}={method.name.replace('+', ',')} --seeds={seed}"
+      f"{same} and --seeds={seed}"
     )
 
 

@@ -91,9 +91,13 @@ class ReferenceTest(runs.RunTestCase):
   def test_a_seed_that_is_not_there_is_told_with_those_that_are_and_the_command(self):
     with self.assertRaisesRegex(
       UsageError,
-      r"of seed 3 in .*/first, got seeds 0; .* of \S+ again with --rules=first --seeds=3$",
+      r"of seed 3 in .*/first, got seeds 0; .* of \S+ again with the same --rules and --seeds=3$",
     ):
       _reference.read(self.config, self.data, self.task, 3, ratios=False, reference=True)
+    (self.root / "first").rename(self.root / "ce")
+    config = dataclasses.replace(self.config, reference=str(self.root / "ce"))
+    with self.assertRaisesRegex(UsageError, "again with --method=ce and --seeds=3$"):
+      _reference.read(config, self.data, self.task, 3, ratios=False, reference=True)
 
   def test_a_missing_run_is_refused(self):
     with self.assertRaisesRegex(UsageError, "--reference: expected the folder WORKDIR/METHOD"):
