@@ -1,6 +1,7 @@
 """The one training loop: phases of steps, evaluation, warnings, checkpoints, stops."""
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ def train(runs: Sequence[Run], setup: Setup) -> None:
     StoppedError: after SIGTERM or Ctrl-C, once the state is saved.
     UsageError: if a folder's log is damaged.
   """
+  _take_back(runs, setup.schedule)
   with contextlib.ExitStack() as stack:
     lanes = []
     for run in runs:
@@ -47,6 +49,25 @@ def train(runs: Sequence[Run], setup: Setup) -> None:
     except OSError:
       _stop_if_vanished(lanes)
       raise
+
+
+def _take_back(runs: Sequence[Run], schedule: Schedule) -> None:
+  """Deletes the checkpoints that a kill in the midst of saving left to some of the runs alone.
+
+  They go on together from the newest step that all have, as the undisturbed ones did, and so to the
+  same bits. Runs further apart than an interval never went together, or not to here.
+  """
+  if not all((run.folder / "metrics.jsonl").exists() for run in runs):
+    return  # one has not begun
+  folders = [run.folder / "checkpoints" for run in runs]
+  found = [{int(path.name) for path in one.glob("*") if path.name.isdecimal()} for one in folders]
+  common, newest = max(set.intersection(*found), default=0), max(set.union(*found), default=0)
+  if newest - common > schedule.checkpoint_every:
+    return
+  for folder, steps in zip(folders, found, strict=True):
+    for step in steps:
+      if step > common:
+        shutil.rmtree(folder / str(step))
 
 
 def _train_together(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> None:
@@ -106,11 +127,14 @@ def _stretch(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> 
 
 def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:
   """What is due after a stretch, for every run: check, row, warning, window, checkpoint."""
-  schedule = setup.schedule
+  schedule, done, total = setup.schedule, group[0].done, _lane.total_steps(group[0].run)
+  is_end = done == total
+  is_saved = done % schedule.checkpoint_every == 0 or is_end
+  if is_saved:
+    _wait(group)  # so that no run is two checkpoints ahead of another
   for lane in group:
-    folder, done, total = lane.run.folder, lane.done, _lane.total_steps(lane.run)
+    folder, score = lane.run.folder, None
     _lane.stop_if_not_finite(lane)
-    is_end, score = done == total, None
     if done % schedule.eval_every == 0 or is_end:
       row = _lane.make_row(lane, setup)
       warning = _collapse.warning([*lane.rows, row], lane.run.task.num_classes)
@@ -127,19 +151,24 @@ def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:
         > (done - schedule.eval_every) * _lane.NUM_WINDOWS // total
       ):
         _lane.write_window(lane)
-    if done % schedule.checkpoint_every == 0 or is_end:
+    if is_saved:
       lane.checkpoints.save(done, lane.carry, score=score)
 
 
 def _stop_if_asked(group: list[Lane], request: _signals.StopRequest) -> None:
   if request.received is None:
     return
+  _wait(group)
   for lane in group:
     if lane.done:
       lane.checkpoints.save(lane.done, lane.carry)  # unless it has one
+  _wait(group)
+  raise StoppedError(request.received, f"at step {group[0].done} of {group[0].run.folder}")
+
+
+def _wait(group: list[Lane]) -> None:
   for lane in group:
     lane.checkpoints.wait()
-  raise StoppedError(request.received, f"at step {group[0].done} of {group[0].run.folder}")
 
 
 def _positions(

@@ -153,14 +153,28 @@ class TogetherTest(runs.RunTestCase):
       self.train("unused" if seed else "alone_a", *(["alone_b"] if seed else []))
       self.assert_close(folder, f"alone_{folder}", seed)
 
-  def test_seeds_side_by_side_resume_from_where_each_is(self):
+  def test_seeds_killed_between_their_checkpoints_go_on_together_bit_for_bit(self):
     self.train("a", "b")
-    shutil.copytree(self.root / "a", self.root / "c")
-    shutil.copytree(self.root / "b", self.root / "d")
-    (self.root / "d" / "checkpoints" / "10").rename(self.root / "gone")
+    for folder, whole in (("c", "a"), ("d", "b")):
+      shutil.copytree(self.root / whole, self.root / folder)
+    shutil.rmtree(self.root / "d" / "checkpoints" / "10")
+    with self.subTest("further apart than an interval, each goes on from where it is"):
+      often = dataclasses.replace(runs.CONFIG, checkpoint_every=1)
+      self.assertEqual(self.starts("c", "d", config=often), [[8], [10]])
+    with self.subTest("beside one that has not begun, each goes on from where it is"):
+      self.assertEqual(self.starts("c", "new"), [[0], [10]])
+    self.assertEqual(self.starts("c", "d"), [[8, 8]])
     self.train("c", "d")
-    self.assert_close("c", "a")
-    self.assert_close("d", "b", 1)
+    self.assert_same_run("c", "a")
+    self.assert_same_run("d", "b")
+
+  def starts(self, *folders, **kwargs):
+    """The steps from which runs would go on, those that go together in one list."""
+    groups = []
+    note = lambda group, *rest: groups.append([lane.done for lane in group])
+    with mock.patch.object(_run, "_train_together", note):
+      self.train(*folders, **kwargs)
+    return groups
 
   def assert_close(self, folder, other, seed=0):
     for mine, theirs in zip(self.rows(folder), self.rows(other), strict=True):
