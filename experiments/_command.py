@@ -1,8 +1,11 @@
 """A command: every method of a configuration with every seed, on one data set, and its summary."""
 
+import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -21,8 +24,10 @@ from experiments import (
   _workdir,
 )
 from experiments._config import Config
-from experiments._errors import UsageError
+from experiments._errors import DivergedError, UsageError
 from reweight_jax import data
+
+Key = TypeVar("Key")
 
 
 class Job(NamedTuple):
@@ -47,52 +52,120 @@ IMAGES = Job(
 """Images of a data set by name, with label noise and imbalance as the configuration says."""
 
 
-def run(
-  config: Config, job: Job = IMAGES, progress: _progress.Progress | None = None
-) -> dict[str, Any]:
-  """Runs every method with every seed and returns the summary, method by method.
+class Plan(NamedTuple):
+  """A command that can be run: everything that can be wrong with it has been looked at."""
+
+  config: Config
+  dataset: data.Dataset
+  model: _model.Model
+  methods: list[list[_lane.Run]]  # of each method a run for each seed
+  total_steps: int
+
+
+def plan(config: Config, job: Job = IMAGES) -> Plan:
+  """Reads the data and builds every run, which writes nothing.
 
   Args:
     config: what to run.
     job: on what.
-    progress: the bar to count on; None for one of its own.
 
   Raises:
-    UsageError: for a setting that cannot be run or a workdir that does not fit; nothing is written.
-    DataError: if the data cannot be read; nothing is written.
-    RunError: if a loss is not finite, or the workdir vanishes.
-    StoppedError: after SIGTERM or Ctrl-C, once the state is saved.
+    UsageError: for a setting that cannot be run or a workdir that does not fit.
+    DataError: if the data cannot be read.
   """
   job.check(config)
   _workdir.check(config)
   dataset = job.load(config)
   try:
     tasks = {seed: job.make_task(config, dataset, seed) for seed in config.seeds}
-    num_train = len(tasks[config.seeds[0]].train)
+    num_train = min(len(task.train) for task in tasks.values())
     if config.batch_size > num_train:
       raise UsageError(
         f"--batch_size: expected at most the {num_train} training examples, got {config.batch_size}"
       )
     model = job.make_model(config, dataset)
-    jobs = [
+    methods = [
       [_make_run(config, dataset, model, name, task, seed) for seed, task in tasks.items()]
       for name in config.run_names()
     ]
   except ValueError as error:
     raise UsageError(str(error)) from error
+  return Plan(config, dataset, model, methods, _phases.total_steps(config, num_train))
 
+
+def train(plan: Plan, progress: _progress.Progress | None = None) -> dict[str, Any]:
+  """Runs every method with every seed and returns the summary, method by method.
+
+  Args:
+    plan: what to run.
+    progress: the bar to count on; None for one of its own.
+
+  Raises:
+    UsageError: if the workdir does not fit any more; nothing is written.
+    RunError: if a loss is not finite, or the workdir vanishes.
+    StoppedError: after SIGTERM or Ctrl-C, once the state is saved.
+  """
+  config = plan.config
   with _workdir.prepared(config):
-    total = _phases.total_steps(config, num_train)
-    with _progress.shared_or_own(progress, total) as progress:
-      setup = _make_setup(config, dataset, model, progress)
-      for runs in jobs:
-        _train(config, dataset, runs, setup, progress)
+    with _progress.shared_or_own(progress, plan.total_steps) as progress:
+      setup = _make_setup(config, plan.dataset, plan.model, progress)
+      for runs in plan.methods:
+        _train(config, plan.dataset, runs, setup, progress)
     # The files tell of all runs of the workdir, the answer of those asked for.
     results = _report.read_results(_workdir.finished_folders(config))
     _report.write_summary(config, _report.summarize(results))
   return _report.summarize(
     {name: {seed: results[name][seed] for seed in config.seeds} for name in config.run_names()}
   )
+
+
+def run(
+  config: Config, job: Job = IMAGES, progress: _progress.Progress | None = None
+) -> dict[str, Any]:
+  """Plans a command and trains it."""
+  return train(plan(config, job), progress)
+
+
+def check_numbers(
+  flag: str, numbers: tuple[float, ...], is_good: Callable[[float], bool], words: str
+) -> tuple[float, ...]:
+  """The numbers of a study, each once, or UsageError; -0 becomes 0, which names a folder better."""
+  if not numbers or len(set(numbers)) < len(numbers) or not all(map(is_good, numbers)):
+    raise UsageError(
+      f"--{flag}: expected numbers {words}, each once; got {','.join(map(str, numbers)) or 'none'}"
+    )
+  return tuple(number + 0.0 for number in numbers)
+
+
+def train_all(plans: Mapping[Key, Plan]) -> dict[Key, dict[str, Any] | None]:
+  """Trains commands of one method each; one that diverges has None, and the rest goes on."""
+  results: dict[Key, dict[str, Any] | None] = {}
+  with _progress.Progress(sum(plan.total_steps for plan in plans.values())) as progress:
+    for key, plan in plans.items():
+      try:
+        (results[key],) = train(plan, progress).values()
+      except DivergedError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        results[key] = None
+  return results
+
+
+@contextlib.contextmanager
+def at_work_in(root: pathlib.Path) -> Iterator[None]:
+  """Makes the folder of a study and keeps other commands out of it, its summary included.
+
+  Raises:
+    UsageError: if it cannot be written, or another command is at work in it.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      root.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(_workdir._locked(root))
+    except OSError as error:
+      raise UsageError(
+        f"--workdir: cannot write to {error.filename} ({error.strerror}); choose another --workdir"
+      ) from error
+    yield
 
 
 def _make_run(

@@ -92,6 +92,12 @@ def summarize(results: Mapping[str, Results]) -> dict[str, Any]:
   return summary
 
 
+def finished_summary(config: Config) -> dict[str, Any]:
+  """The summary of all finished runs in the workdir, of earlier commands too."""
+  folders = _workdir.finished_folders(config)
+  return summarize(read_results({name: group for name, group in folders.items() if group}))
+
+
 def write_summary(config: Config, summary: Mapping[str, Any]) -> None:
   """Writes summary.json and summary.md into the workdir."""
   workdir, setting = _workdir.path_of(config), config.setting()
@@ -129,6 +135,17 @@ def _number(metric: Any, scores: np.ndarray, positive: np.ndarray) -> float | No
   if not len(scores) or np.ptp(scores) == 0:
     return None
   return float(metric(scores, positive))
+
+
+_NOT_KNOWN = {"mean": float("nan"), "std": None}
+UNKNOWN: Mapping[str, Any] = {"last": _NOT_KNOWN, "best": _NOT_KNOWN}
+"""Numbers for figures of what diverged or was never run: they draw no point."""
+
+
+def exact(value: float) -> str:
+  """A number in the name of a folder, where no two may look alike."""
+  short = f"{value:g}"
+  return short if float(short) == value else repr(value)
 
 
 def percent(value: Mapping[str, float | None]) -> str:

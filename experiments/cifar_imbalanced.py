@@ -24,7 +24,6 @@ from experiments import (
   _errors,
   _flags,
   _pictures,
-  _progress,
   _report,
   _workdir,
 )
@@ -49,9 +48,30 @@ SHOTS_OF = {"cifar100": (20.0, 100.0)}
 GROUPS = ("many", "medium", "few")
 
 
-def run(config: Config, progress: _progress.Progress | None = None) -> dict[str, Any]:
-  """Runs every method with every seed, as `_command.run` does on images."""
-  return _command.run(config, progress=progress)
+def run(config: Config, shots: Sequence[float] = ()) -> dict[str, Any]:
+  """Runs every method with every seed, as `_command.run` does on images.
+
+  Writes beside its summary classes.md, .json and .png of all finished runs in the workdir.
+
+  Raises:
+    UsageError: as there, and before anything runs if the test set lacks a class.
+  """
+  plan = _command.plan(config)
+  tests = np.bincount(plan.dataset.test_labels, minlength=plan.dataset.num_classes)
+  absent = np.flatnonzero(tests == 0)
+  if absent.size:
+    raise UsageError(
+      f"--dataset: expected test examples of every class, got none of class {absent[0]}; accuracy "
+      "by class needs them"
+    )
+  summary = _command.train(plan)
+  root, classes = _workdir.path_of(config), _classes(_workdir.finished_folders(config), shots)
+  text = table(_report.finished_summary(config), classes)
+  runlog.write_text(root / "classes.md", f"# {config.title()}\n\n{text}")
+  runlog.write_json(root / "classes.json", classes)
+  names = plan.dataset.class_names
+  _pictures.draw_class_accuracy(root / "classes.png", classes, config.title(), names)
+  return summary
 
 
 def class_groups(counts: np.ndarray, shots: Sequence[float] = ()) -> dict[str, np.ndarray]:
@@ -77,22 +97,15 @@ def class_results(folder: pathlib.Path, shots: Sequence[float] = ()) -> dict[str
   """Accuracy by class and by group of one finished run at its last step, in [0, 1].
 
   Raises:
-    UsageError: if a file is missing or damaged, or the test set lacks a class.
+    UsageError: if a file is missing or damaged.
   """
   entries = _pictures.read_arrays(folder / "weights.npz")
   predictions = _pictures.read_arrays(folder / "predictions.npz")
   labels = predictions["test_label"]
   is_right = predictions["test_prediction"] == labels
-  num_classes = int(max(labels.max(), entries["given_label"].max())) + 1
+  num_classes = int(labels.max()) + 1  # the test set has every class
   counts = np.bincount(entries["given_label"], minlength=num_classes)
-  tests = np.bincount(labels, minlength=num_classes)
-  absent = np.flatnonzero(tests == 0)
-  if absent.size:
-    raise UsageError(
-      f"--dataset: expected test examples of every class, got none of class {absent[0]}; accuracy "
-      "by class needs them"
-    )
-  by_class = np.bincount(labels[is_right], minlength=num_classes) / tests
+  by_class = np.bincount(labels[is_right], minlength=num_classes) / np.bincount(labels)
   groups = class_groups(counts, shots)
   return {
     "counts": counts.tolist(),
@@ -144,23 +157,20 @@ def _shots(values: flags.FlagValues, config: Config) -> tuple[float, ...]:
   return shots
 
 
+def _classes(
+  folders: Mapping[str, Sequence[pathlib.Path]], shots: Sequence[float]
+) -> dict[str, list[dict[str, Any]]]:
+  return {name: [class_results(one, shots) for one in group] for name, group in folders.items()}
+
+
 def main(values: flags.FlagValues) -> None:
   """Runs the command, prints its table and draws accuracy by class."""
   config = _flags.config_of(values, DEFAULT)
   shots = _shots(values, config)
   _flags.apply_process_flags(values)
-  summary = run(config)
-  folders = _workdir.run_folders(config)
-  classes = {
-    name: [class_results(folder, shots) for folder in group] for name, group in folders.items()
-  }
-  root = _workdir.path_of(config)
-  text = table(summary, classes)
-  runlog.write_text(root / "classes.md", f"# {config.title()}\n\n{text}")
-  runlog.write_json(root / "classes.json", classes)
-  _pictures.draw_class_accuracy(root / "classes.png", classes, config.title())
-  print(text)
-  print(f"Accuracies in %, mean ± standard deviation over seeds. Files: {root}")
+  summary = run(config, shots)
+  print(table(summary, _classes(_workdir.run_folders(config), shots)))
+  print(f"Accuracies in %, mean ± standard deviation over seeds. Files: {_workdir.path_of(config)}")
   print(_report.time_line(summary))
 
 

@@ -15,14 +15,12 @@ from typing import Any
 from absl import flags
 
 from experiments import (
-  _check,
+  _command,
   _errors,
-  _phases,
   _pictures,
   _progress,
   _report,
   _workdir,
-  cifar_noisy,
 )
 from experiments._config import Config
 
@@ -47,11 +45,9 @@ def run(commands: list[Config]) -> list[dict[str, Any]]:
   Raises:
     UsageError: before the first of them runs, if one of their workdirs does not fit.
   """
-  for config in commands:
-    _check.check(config)
-    _workdir.check(config)
-  with _progress.Progress(sum(map(_phases.total_steps, commands))) as progress:
-    return [cifar_noisy.run(config, progress) for config in commands]
+  plans = [_command.plan(config) for config in commands]
+  with _progress.Progress(sum(plan.total_steps for plan in plans)) as progress:
+    return [_command.train(plan, progress) for plan in plans]
 
 
 def is_early_stopping_enough(summary: dict[str, Any]) -> bool:
@@ -66,9 +62,10 @@ def verdict(summary: dict[str, Any]) -> str:
   mean = lambda method, column: 100 * summary[method][column]["mean"]
   weighted = mean("l2rw", "last")
   stopped, finetuned = mean("ce", "selected"), mean("finetune", "last")
+  points = lambda difference: f"{round(difference, 1) + 0.0:+.1f}"  # not "-0.0"
   return (
-    f"l2rw at its last step: {weighted - stopped:+.1f} points against plain training stopped "
-    f"early, {weighted - finetuned:+.1f} against fine-tuning on the clean set."
+    f"l2rw at its last step: {points(weighted - stopped)} points against plain training stopped "
+    f"early, {points(weighted - finetuned)} against fine-tuning on the clean set."
   )
 
 

@@ -30,9 +30,8 @@ from experiments import (
   _errors,
   _flags,
   _model,
-  _phases,
   _pictures,
-  _progress,
+  _report,
   _task,
   _workdir,
 )
@@ -65,7 +64,6 @@ class MnistConfig(Config):
   majority_share: float = 0.995
   noise: str = "none"
   meta_size: int = 10
-  meta_batch_size: int | None = 10
   validation_size: int = 0
   model: str | None = "lenet"
   batch_size: int = 100
@@ -77,19 +75,30 @@ class MnistConfig(Config):
 
   def title(self) -> str:
     """What is trained on, in words."""
-    return f"{self.dataset} 4 against 9, {100 * self.majority_share:g} %"
+    return f"{self.dataset} 4 against 9, {100 * self.majority_share:.10g} %"
+
+  def num_meta(self) -> int:
+    """Meta examples a step: the paper's ten, or all of fewer."""
+    return self.meta_batch_size or min(10, self.meta_size)
 
 
 DEFAULT = MnistConfig()
+ROOT = "runs/mnist_imbalanced"
 WITHOUT_FLAGS = (
   *("protocol", "dataset", "noise", "noise_rate", "human_labels", "imbalance", "imbalance_ratio"),
   *("model", "norm", "dtype", "augment", "label_smoothing", "mixup", "validation_size", "pictures"),
+  *("train_size", "meta_batch_size"),
 )
 
 
 def load(config: MnistConfig) -> data.Dataset:
   """The 9s of MNIST (class 0, which stays frequent) and its 4s (class 1); a balanced test set."""
-  mnist = data.load(config.dataset, config.data_dir)
+  return _load(config.dataset, config.data_dir)
+
+
+@functools.lru_cache(maxsize=1)  # all shares are drawn from it
+def _load(name: str, data_dir: str | None) -> data.Dataset:
+  mnist = data.load(name, data_dir)
 
   def chosen(labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero((labels == 9) | (labels == 4))
@@ -122,7 +131,7 @@ def make_task(config: MnistConfig, dataset: data.Dataset, seed: int) -> _task.Ta
   if num_rare <= half:
     raise ValueError(
       f"--meta_size: a meta set of {config.meta_size} needs {half} images of the rare digit and "
-      f"one more to train on, but at a share of {config.majority_share:g} there are {num_rare}"
+      f"one more to train on, but at a share of {config.majority_share:.10g} there are {num_rare}"
     )
   drawn = [
     rng.choice(np.flatnonzero(dataset.train_labels == label), count, replace=False)
@@ -159,57 +168,119 @@ def _binary_lenet() -> _model.Model:
 JOB = _command.Job(load, make_task, lambda config, dataset: _binary_lenet())
 
 
-def commands(config: MnistConfig, shares: tuple[float, ...]) -> list[MnistConfig]:
-  """One command for each share, in a folder of its own."""
-  root = pathlib.Path(config.workdir or "runs/mnist_imbalanced")
-  return [
-    dataclasses.replace(config, majority_share=share, workdir=str(root / f"share_{share:g}"))
+def commands(
+  config: MnistConfig, shares: tuple[float, ...]
+) -> dict[tuple[float, str], MnistConfig]:
+  """(share, method) -> command; the methods of a share have a folder in common."""
+  return {
+    (share, name): dataclasses.replace(_at(config, share), methods=() if config.rules else (name,))
     for share in shares
-  ]
+    for name in config.run_names()
+  }
 
 
-def run(config: MnistConfig, shares: tuple[float, ...]) -> dict[float, dict[str, Any]]:
-  """Runs every share and returns its summary, accuracies as in all experiments.
+def _at(config: MnistConfig, share: float) -> MnistConfig:
+  folder = pathlib.Path(config.workdir or ROOT, f"share_{_report.exact(share)}")
+  return dataclasses.replace(config, majority_share=share, workdir=str(folder))
+
+
+def _shares_there(config: MnistConfig) -> list[float]:
+  """The shares whose folders the workdir holds, whatever command made them."""
+  folders = pathlib.Path(config.workdir or ROOT).glob("share_0.*")
+  numbers = [folder.name.removeprefix("share_") for folder in folders]
+  return sorted(float(number) for number in numbers if number[2:].isdecimal())
+
+
+Results = Mapping[float, Mapping[str, Mapping[str, Any] | None]]
+"""Share -> method -> the numbers of its summary; None where a loss was not finite."""
+
+
+def plan(config: MnistConfig, shares: tuple[float, ...]) -> dict[tuple[float, str], _command.Plan]:
+  """Everything that is to be run, looked at before the first of it runs.
 
   Raises:
-    UsageError: before the first of them runs, if a share or a workdir does not fit.
+    UsageError: if a number, a setting or a workdir does not fit.
+    DataError: if the data cannot be read.
   """
-  if not shares or len(set(shares)) < len(shares) or not all(0.5 <= s < 1 for s in shares):
-    raise UsageError(
-      "--majority_shares: expected numbers in [0.5, 1), each once, such as 0.98,0.995; "
-      f"got {','.join(map(str, shares)) or 'none'}"
-    )
+  _check.check(config)
+  words = "in [0.5, 1), such as 0.98,0.995"
+  _command.check_numbers("majority_shares", shares, lambda share: 0.5 <= share < 1, words)
   if config.meta_size % 2:
     raise UsageError(f"--meta_size: expected an even number, got {config.meta_size}")
-  configs = commands(config, shares)
-  for one in configs:
-    _check.check(one)
-    _workdir.check(one)
-  with _progress.Progress(sum(map(_phases.total_steps, configs))) as progress:
-    return {one.majority_share: _command.run(one, JOB, progress) for one in configs}
+  for share in _shares_there(config):  # the summary has them too
+    _workdir.check(dataclasses.replace(_at(config, share), resume=True))
+  return {key: _command.plan(one, JOB) for key, one in commands(config, shares).items()}
 
 
-def table(summaries: Mapping[float, Mapping[str, Any]]) -> str:
+def run(config: MnistConfig, shares: tuple[float, ...]) -> Results:
+  """Runs every method at every share; what diverges is a result, and the rest goes on.
+
+  The files in the workdir tell of all that has finished there, the answer of what was asked for.
+
+  Raises:
+    UsageError: before anything runs, if a number, a setting or a workdir does not fit.
+  """
+  plans = plan(config, shares)
+  root = pathlib.Path(config.workdir or ROOT)
+  with _command.at_work_in(root):
+    found = _command.train_all(plans)
+    there: dict[float, dict[str, Any]] = {
+      share: _report.finished_summary(_at(config, share)) for share in _shares_there(config)
+    }
+    for (share, name), numbers in found.items():
+      if numbers is None:
+        there[share][name] = None
+    _write(root, {share: methods for share, methods in there.items() if methods})
+  return {share: {name: found[share, name] for name in config.run_names()} for share in shares}
+
+
+def _write(root: pathlib.Path, results: Results) -> None:
+  title = "# MNIST, 4 against 9, test error in %"
+  runlog.write_text(root / "summary.md", f"{title}\n\n{table(results)}")
+  runlog.write_json(root / "summary.json", {_report.exact(s): row for s, row in results.items()})
+  names = _methods_of(results)
+  points = {
+    s: {name: row.get(name) or _report.UNKNOWN for name in names} for s, row in results.items()
+  }
+  _pictures.draw_error_curves(root / "error.png", points)
+
+
+def _methods_of(results: Results) -> list[str]:
+  """In the order of the protocol, others last."""
+  found = {name for methods in results.values() for name in methods}
+  return [name for name in METHODS if name in found] + sorted(found - set(METHODS))
+
+
+def table(results: Results) -> str:
   """Test error in % at the last step, shares in columns, ours above what was published."""
-  shares = list(summaries)
-  lines = [["method", *(f"{100 * share:g} %" for share in shares)], ["---"] * (len(shares) + 1)]
-  for method in summaries[shares[0]]:
-    lines.append([method, *(_error(summaries[share][method]["last"]) for share in shares)])
+  shares = list(results)
+  lines = [["method", *(f"{100 * share:.10g} %" for share in shares)], ["---"] * (len(shares) + 1)]
+  for method in _methods_of(results):
+    lines.append([method, *(_cell(results[share], method) for share in shares)])
     known = dict(zip(SHARES, PUBLISHED.get(method, ()), strict=False))
     if set(known) & set(shares):
       lines.append([f"{method}, published", *(known.get(share, "-") for share in shares)])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _error(accuracy: Mapping[str, float | None]) -> str:
-  assert accuracy["mean"] is not None  # the last step always has an accuracy
-  error = f"{100 * (1 - accuracy['mean']):.2f}"
-  return error if accuracy["std"] is None else f"{error} ± {100 * accuracy['std']:.2f}"
+def _cell(methods: Mapping[str, Mapping[str, Any] | None], method: str) -> str:
+  numbers = methods.get(method)
+  if numbers is None:
+    return "diverged" if method in methods else "-"
+  mean, spread = numbers["last"]["mean"], numbers["last"]["std"]
+  error = f"{100 * (1 - mean):.2f}"
+  return error if spread is None else f"{error} ± {100 * spread:.2f}"
 
 
 def define_flags(values: flags.FlagValues) -> None:
   """The flags of `cifar_noisy` that apply, with the protocol's defaults, and the shares."""
   _flags.define_flags(values, DEFAULT, WITHOUT_FLAGS)
+  flags.DEFINE_integer(
+    "meta_batch_size",
+    None,
+    "clean examples a step; default 10, or all of fewer",
+    flag_values=values,
+  )
   shares = ",".join(map(str, SHARES))
   flags.DEFINE_string(
     "majority_shares", shares, "list of shares of the frequent digit", flag_values=values
@@ -217,18 +288,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Runs the command, prints its table and draws its curve."""
+  """Runs the command and prints its table."""
   config = _flags.config_of(values, DEFAULT)
   shares = _flags.numbers("majority_shares", values.majority_shares)
   _flags.apply_process_flags(values)
-  summaries = run(config, shares)
-  root = pathlib.Path(config.workdir or "runs/mnist_imbalanced")
-  text = table(summaries)
-  runlog.write_text(root / "summary.md", f"# MNIST, 4 against 9, test error in %\n\n{text}")
-  runlog.write_json(root / "summary.json", {f"{share:g}": s for share, s in summaries.items()})
-  _pictures.draw_error_curves(root / "error.png", summaries)
-  print(text)
-  print(f"Test error in % at the last step, mean ± standard deviation over seeds. Files: {root}")
+  print(table(run(config, shares)))
+  print(
+    "Test error in % at the last step, mean ± standard deviation over seeds. "
+    f"Files: {config.workdir or ROOT}"
+  )
 
 
 if __name__ == "__main__":

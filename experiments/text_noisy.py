@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -30,14 +29,11 @@ from experiments import (
   _errors,
   _flags,
   _model,
-  _phases,
-  _progress,
   _report,
   _task,
-  _workdir,
 )
 from experiments._config import Config
-from experiments._errors import DivergedError, UsageError
+from experiments._errors import UsageError
 from reweight_jax import data, runlog
 
 ROOT = "runs/text_noisy"
@@ -144,26 +140,31 @@ def commands(
       imbalance="step" if ratio > 1 else "none",
       imbalance_ratio=ratio,
       learning_rate=rate,
-      workdir=str(root / f"noise_{noise:g}_ratio_{ratio:g}_rate_{rate:g}"),
+      workdir=str(root / _folder(noise=noise, ratio=ratio, rate=rate)),
     )
     for noise, ratio, rate, method in settings
   }
+
+
+def _folder(**numbers: float) -> str:
+  return "_".join(f"{name}_{_report.exact(number)}" for name, number in numbers.items())
 
 
 Results = Mapping[Setting, Mapping[str, Any] | None]
 """Setting -> the numbers of a method's summary; None where its loss was not finite."""
 
 
-def run(
+def plan(
   config: TextConfig,
   noise_rates: tuple[float, ...],
   ratios: tuple[float, ...],
   learning_rates: tuple[float, ...],
-) -> Results:
-  """Runs all of it. A method that diverges at a learning rate is a result, and the rest goes on.
+) -> dict[Setting, _command.Plan]:
+  """Everything that is to be run, looked at before the first of it runs.
 
   Raises:
-    UsageError: before the first of them runs, if a number or a workdir does not fit.
+    UsageError: if a number, a setting or a workdir does not fit.
+    DataError: if the data cannot be read.
   """
   if bool(config.train_file) != bool(config.test_file) or bool(config.train_file) == bool(
     config.dataset
@@ -173,32 +174,44 @@ def run(
       f"tensorflow-datasets; got {config.train_file!r}, {config.test_file!r} and "
       f"{config.dataset or None!r}"
     )
-  for flag, numbers, is_good, words in (
-    ("noise_rates", noise_rates, lambda rate: 0 <= rate < 1, "in [0, 1)"),
-    ("imbalances", ratios, lambda ratio: ratio >= 1, "at least 1"),
-    ("learning_rates", learning_rates, lambda rate: rate > 0, "above 0"),
-  ):
-    if not numbers or len(set(numbers)) < len(numbers) or not all(map(is_good, numbers)):
-      raise UsageError(
-        f"--{flag}: expected numbers {words}, each once; got "
-        f"{','.join(map(str, numbers)) or 'none'}"
-      )
+  _check.check_numbers(config)
+  lists = [
+    _command.check_numbers("noise_rates", noise_rates, lambda rate: 0 <= rate < 1, "in [0, 1)"),
+    _command.check_numbers("imbalances", ratios, lambda ratio: ratio >= 1, "at least 1"),
+    _command.check_numbers("learning_rates", learning_rates, lambda rate: rate > 0, "above 0"),
+  ]
+  if len(learning_rates) > 1 and not config.validation_size:
+    raise UsageError(
+      "--validation_size: expected at least 1, to choose one of several --learning_rates on; got 0"
+    )
   sizes = {"width": config.width, "min_count": config.min_count, "max_length": config.max_length}
   for flag, size in sizes.items():
     if size is not None and not 1 <= size <= LARGEST:
       raise UsageError(f"--{flag}: expected a number from 1 to {LARGEST}, got {size}")
-  found = commands(config, noise_rates, ratios, learning_rates)
-  for one in found.values():
-    _check.check_numbers(one)
-    _workdir.check(one)
-  results: dict[Setting, dict[str, Any] | None] = {}
-  with _progress.Progress(sum(map(_phases.total_steps, found.values()))) as progress:
-    for setting, one in found.items():
-      try:
-        results[setting] = _command.run(one, JOB, progress)[setting.method]
-      except DivergedError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        results[setting] = None
+  found = commands(config, *lists)
+  return {setting: _command.plan(one, JOB) for setting, one in found.items()}
+
+
+def run(
+  config: TextConfig,
+  noise_rates: tuple[float, ...],
+  ratios: tuple[float, ...],
+  learning_rates: tuple[float, ...],
+) -> Results:
+  """Runs all of it and writes the summary. What diverges is a result, and the rest goes on.
+
+  Raises:
+    UsageError: before anything runs, if a number, a setting or a workdir does not fit.
+  """
+  plans = plan(config, noise_rates, ratios, learning_rates)
+  root = pathlib.Path(config.workdir or ROOT)
+  with _command.at_work_in(root):
+    results = _command.train_all(plans)
+    runlog.write_text(root / "summary.md", f"# {config.source()}\n\n{table(results)}")
+    runlog.write_json(
+      root / "summary.json",
+      [setting._asdict() | {"numbers": numbers} for setting, numbers in results.items()],
+    )
   return results
 
 
@@ -215,13 +228,13 @@ def table(results: Results) -> str:
   """Test accuracy in % of each method at the learning rate chosen, and at every one."""
   rates = list(dict.fromkeys(setting.rate for setting in results))
   head = ["noise", "ratio", "method", "rate chosen", *_report.COLUMNS.values()]
-  lines = [[*head, *(f"last step at {rate:g}" for rate in rates)]]
+  lines = [[*head, *(f"last step at {_report.exact(rate)}" for rate in rates)]]
   lines.append(["---"] * len(lines[0]))
   for noise, ratio, method in dict.fromkeys((s.noise, s.ratio, s.method) for s in results):
     by_rate = {rate: results[Setting(noise, ratio, rate, method)] for rate in rates}
     rate = chosen_rate(by_rate)
-    chosen = "-" if by_rate[rate] is None else f"{rate:g}"
-    cells = [f"{100 * noise:g} %", f"{ratio:g}", method, chosen]
+    chosen = "-" if by_rate[rate] is None else _report.exact(rate)
+    cells = [f"{100 * noise:.10g} %", _report.exact(ratio), method, chosen]
     cells += [_cell(by_rate[rate], name) for name in _report.COLUMNS]
     lines.append([*cells, *(_cell(by_rate[each], "last") for each in rates)])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -255,17 +268,10 @@ def main(values: flags.FlagValues) -> None:
   numbers = [_flags.numbers(name, given[name]) for name in lists]
   _flags.apply_process_flags(values)
   results = run(config, *numbers)
-  root = pathlib.Path(config.workdir or ROOT)
-  text = table(results)
-  runlog.write_text(root / "summary.md", f"# {config.source()}\n\n{text}")
-  runlog.write_json(
-    root / "summary.json",
-    [setting._asdict() | {"numbers": numbers} for setting, numbers in results.items()],
-  )
-  print(text)
+  print(table(results))
   print("Accuracies in %, mean ± standard deviation over seeds; the rate is chosen by the last")
   print("step's accuracy on noisy validation examples; diverged: a seed's loss was not finite.")
-  print(f"Files: {root}")
+  print(f"Files: {config.workdir or ROOT}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -141,6 +142,23 @@ class CommandTest(commands.CommandTestCase):
     rarest = 100 * found["accuracy_by_class"][9]
     self.assertEqual(rows[2][5], f"{rarest:.1f}")
     self.assertTrue((self.workdir / "classes.png").exists())
+
+    # Another command tells of its own runs; the files keep those of the first.
+    stdout = self.command(*argv, "--method=ce", "--eval_every=2", "--validation_size=100")
+    self.assertNotIn("| resample", stdout)
+    self.assertEqual(json.loads((self.workdir / "classes.json").read_text()), classes)
+    self.assertIn("| resample | ", (self.workdir / "classes.md").read_text())
+
+  def test_a_test_set_without_a_class_is_told_before_anything_runs(self):
+    digits = runs.dataset()
+    rest = digits.test_labels != 3
+    lacking = digits._replace(
+      test_inputs=digits.test_inputs[rest], test_labels=digits.test_labels[rest]
+    )
+    with mock.patch.object(cifar_imbalanced._command, "_load", return_value=lacking):
+      self.assert_refused(
+        "--dataset: .*none of class 3", "--dataset=digits", "--imbalance_ratio=20"
+      )
 
 
 if __name__ == "__main__":

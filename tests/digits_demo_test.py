@@ -98,6 +98,11 @@ class VerdictTest(parameterized.TestCase):
       "+1.5 against fine-tuning on the clean set.",
     )
 
+  def test_no_points_have_no_minus(self):
+    told = digits_demo.verdict(_summary(0.9001, 0.9, finetuned=0.90001))
+    self.assertIn(" +0.0 points against", told)
+    self.assertIn(" +0.0 against", told)
+
   def test_conclusion_names_both_kinds(self):
     enough, rest = _summary(0.9, 0.9), _summary(0.5, 0.9)
     say = "Plain training with early stopping is enough for: "

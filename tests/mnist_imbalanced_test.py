@@ -1,5 +1,6 @@
 """MNIST, 4 against 9: who trains, who is trusted, the net's two logits, the command."""
 
+import functools
 import json
 from unittest import mock
 
@@ -10,12 +11,13 @@ import optax
 from absl.testing import absltest, parameterized
 
 from experiments import _command, mnist_imbalanced
-from experiments._errors import UsageError
+from experiments._errors import DivergedError, UsageError
 from experiments.mnist_imbalanced import MnistConfig
 from reweight_jax import data
 from tests import commands
 
 
+@functools.cache
 def _fake_mnist(num_train=600, num_test=60):
   """Ten classes of random images; the brightness tells the class."""
   rng = np.random.default_rng(0)
@@ -31,10 +33,17 @@ def _fake_mnist(num_train=600, num_test=60):
   return data.Dataset("mnist", *train, *test, names, ids)
 
 
+def _use_fake_mnist(test):
+  """Puts the made-up images in the place of MNIST, for one test; the mock that counts loads."""
+  test.addCleanup(mnist_imbalanced._load.cache_clear)
+  mnist_imbalanced._load.cache_clear()
+  return test.enterContext(mock.patch.object(data, "load", return_value=_fake_mnist(60_000)))
+
+
 class TaskTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.enterContext(mock.patch.object(data, "load", return_value=_fake_mnist(60_000)))
+    _use_fake_mnist(self)
 
   def test_nines_are_class_0_and_fours_class_1_as_many_of_each_in_test(self):
     dataset, mnist = mnist_imbalanced.load(MnistConfig()), _fake_mnist(60_000)
@@ -69,6 +78,10 @@ class TaskTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "--meta_size: .*needs 25 .* at a share of 0.995 .* 25"):
       mnist_imbalanced.make_task(config, mnist_imbalanced.load(config), 0)
 
+  @parameterized.parameters(({}, 10), ({"meta_size": 4}, 4), ({"meta_size": 40}, 10))
+  def test_ten_meta_examples_a_step_or_all_of_fewer(self, fields, expected):
+    self.assertEqual(MnistConfig(**fields).num_meta(), expected)
+
 
 class ModelTest(absltest.TestCase):
   def test_softmax_of_the_two_logits_is_the_sigmoid_of_the_one(self):
@@ -98,13 +111,15 @@ class CommandTest(commands.CommandTestCase):
     ("--meta_size: expected an even number, got 5", "--meta_size=5", "--meta_batch_size=5"),
     ("--method: expected one of ce, .*got 'none'", "--method=none"),
     ("--noise: no such flag", "--noise=pair"),
+    ("--train_size: no such flag", "--train_size=100"),
+    ("--method: expected at least one, got none", "--method="),
     ("mnist: .*no-such-folder", "--data_dir=no-such-folder"),
   )
   def test_bad_flags_are_one_line(self, pattern, *argv):
     self.assert_refused(pattern, *argv)
 
   def test_error_at_two_shares_beside_what_was_published(self):
-    fake = _fake_mnist(60_000)
+    _use_fake_mnist(self)
     argv = ("--majority_shares=0.9,0.995", "--method=ce,resample,hard_mining", "--steps=2")
     # A linear model in the place of the LeNet: compiled in no time.
     apply_fn = lambda params, state, inputs, key, train: (
@@ -113,11 +128,8 @@ class CommandTest(commands.CommandTestCase):
     init = lambda key, inputs: (jax.numpy.zeros((784, 2)), {})
     model = mnist_imbalanced._model.from_apply(apply_fn, init)
     job = mnist_imbalanced.JOB._replace(make_model=lambda config, dataset: model)
-    with (
-      mock.patch.object(data, "load", return_value=fake),
-      mock.patch.object(mnist_imbalanced, "JOB", job),
-    ):
-      stdout = self.command(*argv)
+    self.enterContext(mock.patch.object(mnist_imbalanced, "JOB", job))
+    stdout = self.command(*argv)
     rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith("| ")]
     self.assertEqual(
       [row[0] for row in rows[::2]], ["| method", "| ce", "| resample", "| hard_mining"]
@@ -129,13 +141,57 @@ class CommandTest(commands.CommandTestCase):
     self.assertEqual(rows[2][1], f"{error:.2f}")
     self.assertTrue((self.workdir / "error.png").exists())
 
+    # Another command tells of its own runs; the files keep those of the first.
+    stdout = self.command("--majority_shares=0.95", "--method=ce", "--steps=2")
+    rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith("| ")]
+    self.assertEqual([rows[0], rows[2][0]], [["| method", "95 % |"], "| ce"])
+    merged = json.loads((self.workdir / "summary.json").read_text())
+    self.assertEqual(list(merged), ["0.9", "0.95", "0.995"])
+    self.assertEqual(list(merged["0.95"]), ["ce"])
+    self.assertEqual(merged["0.9"], summary["0.9"])
+    self.assertIn(
+      "| hard_mining, published | 1.34 ± 0.39 | 1.48 ± 0.53 | 7.74 ± 1.98 |",
+      (self.workdir / "summary.md").read_text(),
+    )
+    with self.assertRaisesRegex(UsageError, "share_0.9/ce/seed_0 .*: steps 2 there, 4000 here"):
+      mnist_imbalanced.plan(MnistConfig(workdir=str(self.workdir)), (0.98,))
+
+  def test_all_shares_are_looked_at_before_the_first_runs_and_mnist_is_read_once(self):
+    load = _use_fake_mnist(self)
+    self.assert_refused("--meta_size: .* at a share of 0.9999 ", "--majority_shares=0.9,0.9999")
+    self.assertEqual(load.call_count, 1)
+    self.assert_refused("at a share of 0.999 there are 5", "--majority_shares=0.99,0.999")
+
+  def test_two_shares_that_look_alike_have_folders_of_their_own(self):
+    config = MnistConfig(methods=("ce",))
+    found = mnist_imbalanced.commands(config, (0.98, 0.9800000001))
+    self.assertLen({one.workdir for one in found.values()}, 2)
+    self.assertEndsWith(found[0.98, "ce"].workdir, "share_0.98")
+
+  def test_what_diverges_is_told_and_the_rest_goes_on(self):
+    _use_fake_mnist(self)
+
+    def train(plan, progress):
+      (self.workdir / "share_0.9").mkdir(exist_ok=True)
+      with self.assertRaisesRegex(UsageError, "at work in"), _command.at_work_in(self.workdir):
+        pass
+      if plan.config.methods == ("ce",):
+        raise DivergedError("not finite at step 3")
+      return {plan.config.methods[0]: {"last": {"mean": 0.9, "std": None}}}
+
+    with mock.patch.object(_command, "train", train):
+      stdout = self.command("--majority_shares=0.9", "--method=ce,random", "--meta_size=4")
+    self.assertIn("| ce | diverged |", stdout)
+    self.assertIn("| random | 10.00 |", stdout)
+    self.assertEqual(json.loads((self.workdir / "summary.json").read_text()), {"0.9": {"ce": None}})
+
   def test_nothing_runs_if_one_workdir_does_not_fit(self):
     folder = self.workdir / "share_0.995" / "ce" / "seed_0"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{")
     config = MnistConfig(workdir=str(self.workdir))
     with (
-      mock.patch.object(_command, "run", side_effect=AssertionError),
+      mock.patch.object(_command, "train", side_effect=AssertionError),
       self.assertRaisesRegex(UsageError, "--workdir: .*share_0.995"),
     ):
       mnist_imbalanced.run(config, (0.9, 0.995))

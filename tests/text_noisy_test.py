@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import _command, text_noisy
-from experiments._errors import DivergedError
+from experiments._errors import DivergedError, UsageError
 from experiments.text_noisy import Setting
 from tests import commands
 
@@ -77,19 +77,51 @@ class CommandTest(commands.CommandTestCase):
     self.assertAlmostEqual(noisy[1], 0.2, places=2)
 
   def test_the_study_goes_on_where_a_method_diverges(self):
-    def run(config, job, progress):
-      if config.methods == ("dm",):
+    def train(plan, progress):
+      if plan.config.methods == ("dm",):
         raise DivergedError("not finite at step 3")
-      return {config.methods[0]: _summary(0.5, 0.5)}
+      return {plan.config.methods[0]: _summary(0.5, 0.5)}
 
-    self.workdir.mkdir()
-    with mock.patch.object(_command, "run", run):
+    with mock.patch.object(_command, "train", train):
       stdout = self.command(*self.argv, "--method=ce,dm", "--noise_rates=0", "--learning_rates=1")
     self.assertIn("| ce | 1 | 50.0", stdout)
     self.assertIn("| dm | - | diverged", stdout)
 
+  def config(self, **fields):
+    files = {"train_file": str(self.files[0]), "test_file": str(self.files[1])}
+    return text_noisy.TextConfig(**files, **fields)
+
+  def test_one_command_is_at_work_in_the_workdir_from_the_first_run_to_the_summary(self):
+    config = self.config(methods=("ce",), validation_size=20, workdir=str(self.workdir))
+    table, seen = text_noisy.table, []
+
+    def refused(results):
+      with self.assertRaisesRegex(UsageError, f"^--workdir: process .* at work in {self.workdir}"):
+        text_noisy.run(config, (0.0,), (1.0,), (0.1,))
+      seen.append(results)
+      return table(results) if results else {"ce": _summary(0.5, 0.5)}
+
+    train = lambda plan, progress: refused(None)
+    with (
+      mock.patch.object(_command, "train", train),
+      mock.patch.object(text_noisy, "table", refused),
+    ):
+      text_noisy.run(config, (0.0,), (1.0,), (0.1,))
+    self.assertLen(seen, 2)  # during training, and before the summary is written
+    self.assertTrue((self.workdir / "summary.md").exists())
+
+  def test_numbers_that_look_alike_have_folders_of_their_own(self):
+    found = text_noisy.commands(self.config(methods=("ce",)), (0.0,), (1.0, 1.0000001), (0.1,))
+    names = [text_noisy.pathlib.Path(one.workdir).name for one in found.values()]
+    self.assertEqual(names, ["noise_0_ratio_1_rate_0.1", "noise_0_ratio_1.0000001_rate_0.1"])
+
+  def test_minus_zero_is_zero(self):
+    config = self.config(methods=("ce",), validation_size=20, workdir=str(self.workdir))
+    (setting,) = text_noisy.plan(config, (-0.0,), (1.0,), (0.1,))
+    self.assertIn("| 0 % | 1 | ce |", text_noisy.table({setting: _summary(0.5, 0.5)}))
+
   def test_imbalance_thins_out_a_class(self):
-    config = text_noisy.TextConfig(*[], train_file=str(self.files[0]), test_file=str(self.files[1]))
+    config = self.config()
     found = text_noisy.commands(config, (0.0,), (1.0, 10.0), (0.1,))
     ratios = {setting.ratio: one.imbalance for setting, one in found.items()}
     self.assertEqual(ratios, {1.0: "none", 10.0: "step"})
@@ -112,6 +144,18 @@ class CommandTest(commands.CommandTestCase):
     ("--width: expected a number from 1 to 100000, got 0", ["--dataset=x", "--width=0"]),
     ("--max_length: expected a number from 1 to 100000, got 0", ["FILES", "--max_length=0"]),
     ("--dm_beta: .*got nan", ["FILES", "--dm_beta=nan"]),
+    ("--method: expected at least one, got none", ["FILES", "--method="]),
+    ("--method: expected each once, got ce,ce", ["FILES", "--method=ce,ce"]),
+    ("--validation_size: expected at least 1, to choose", ["FILES", "--validation_size=0"]),
+    # What only the last of several settings cannot do is told before the first of them runs.
+    ("a ratio of 1000 leaves class 1", ["FILES", "--imbalances=1,1000"]),
+    ("--reference: expected the folder .*got none", ["FILES", "--method=ce,jtt"]),
+    (
+      "--class_weights: expected 2 numbers.*got 3",
+      ["FILES", "--method=ce,class_weights", "--class_weights=1,2,3"],
+    ),
+    # 100 and 5 examples are left at ratio 20, of 200.
+    ("--batch_size: .* the 105 .*got 110", ["FILES", "--batch_size=110", "--imbalances=1,20"]),
     ("--dm_lam: .*at least 0.*got -1", ["FILES", "--dm_lam=-1"]),
   )
   def test_bad_flags_are_one_line(self, pattern, argv):
