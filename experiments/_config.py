@@ -126,7 +126,7 @@ class Config:
     return ", ".join(parts)
 
   def setting(self) -> dict[str, Any]:
-    """What decides the numbers of a run, apart from method and seed: flag -> value, as in JSON."""
+    """What decides the numbers of all methods, apart from the seed: flag -> value, as in JSON."""
     fields = dataclasses.asdict(self)
     fields |= {
       "model": self.model_name(),
@@ -137,7 +137,7 @@ class Config:
       "decay_at": list(self.decay_at),
       "steps": self.num_steps(0) if self.epochs is None else None,
     }
-    for name in EXECUTION:
+    for name in (*EXECUTION, *FILES_OF_METHODS):
       del fields[name]
     del fields["rule_options"]
     return fields | self.rule_options.given()
@@ -148,6 +148,10 @@ EXECUTION = (
   *("checkpoint_every", "keep", "chunk_steps", "parallel_seeds", "pictures", "resume"),
 )
 """The fields that decide which runs there are and how they are carried out, not their numbers."""
+FILES = ("dataset", "human_labels", "train_file", "test_file")
+"""The fields that name, or may name, a file that every method reads."""
+FILES_OF_METHODS = ("reference", "importance_file")
+"""The fields that name what some methods read and the others do not look at."""
 
 _OF_THE_PAPER: dict[str, Any] = {
   "dataset": "cifar10",

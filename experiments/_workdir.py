@@ -1,6 +1,7 @@
 """The workdir of a command: one setting, one folder a run, each with what it was made with."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ import jax
 import optax
 
 import reweight_jax as rw
-from experiments._config import Config
+from experiments import _methods
+from experiments._config import FILES, FILES_OF_METHODS, Config
 from experiments._errors import UsageError
 from experiments._rule_options import RuleOptions
 from reweight_jax import runlog
@@ -69,18 +71,30 @@ def check(config: Config) -> None:
   resume, one of the runs.
   """
   asked = config.setting()
-  begun = [folder for folders in run_folders(config).values() for folder in folders]
-  if not config.resume and any(folder.exists() for folder in begun):
+  own = {
+    run_folder(config, name, seed): (name, seed)
+    for name in config.run_names()
+    for seed in config.seeds
+  }
+  if not config.resume and any(folder.exists() for folder in own):
     raise UsageError(
-      f"--noresume: {next(folder for folder in begun if folder.exists())} holds a run already; "
+      f"--noresume: {next(folder for folder in own if folder.exists())} holds a run already; "
       "leave --noresume out to go on with it, delete that folder, or choose another --workdir"
     )
   # What a setting leaves out, or an older program did not know, has its default.
   default = type(config)().setting() | vars(RuleOptions())
   for folder in sorted(_all_folders(config)):
-    found = _setting_there(folder)
-    if found is not None and default | found != default | asked:
-      difference = _difference(default | found, default | asked)
+    there = _config_there(folder)
+    if there is None:
+      continue
+    setting, files = there
+    here = _files(config, *own.get(folder, ()))
+    # A file may have moved since; its name, which a data set is called by, and content count.
+    both = files.keys() & here.keys()
+    found = default | setting | {flag: pathlib.Path(files[flag]).name for flag in both}
+    wanted = default | asked | {flag: pathlib.Path(here[flag]).name for flag in both}
+    if found != wanted:
+      difference = _difference(found, wanted)
       raise UsageError(
         f"--workdir: {folder} was made with another configuration: {difference}; "
         "choose another --workdir or delete that folder"
@@ -131,8 +145,45 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 def _make_folder(config: Config, name: str, seed: int, folder: pathlib.Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / "config.json").exists():
-    run = {"method": name, "seed": seed, "setting": config.setting(), "versions": versions()}
-    runlog.write_json(folder / "config.json", run)
+    setting, files = config.setting(), _files(config, name, seed)
+    run = {"method": name, "seed": seed, "setting": setting, "files": files}
+    runlog.write_json(folder / "config.json", run | {"versions": versions()})
+
+
+def _files(config: Config, name: str | None = None, seed: int = 0) -> dict[str, str]:
+  """Flag -> path and digest of the files that every run reads, and those of one run if named.
+
+  What cannot be read is left out: whoever needs it says so in its own words.
+  """
+  rules = set() if name is None else set(config.rules or _methods.METHODS[name].rules)
+  flags = [flag for flag in FILES if flag != "dataset" or config.dataset.endswith(".npz")]
+  flags += ["importance_file"] if rules & _methods.NEEDS_RATIOS else []
+  flags += ["reference"] if rules & _methods.NEEDS_REFERENCE else []
+  found = {}
+  for flag in flags:
+    path = getattr(config, flag, None)
+    if not path:
+      continue
+    parts = [path]
+    if flag == "reference":
+      run = pathlib.Path(path, f"seed_{seed}")
+      parts = [str(run / name) for name in ("weights.npz", "predictions.npz")]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in the name
+      stats = [os.stat(part) for part in parts]
+      digests = [
+        _digest(part, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        for part, stat in zip(parts, stats, strict=True)
+      ]
+      found[flag] = f"{os.path.abspath(path)} (sha256 {'+'.join(digests)})"
+  return found
+
+
+@functools.lru_cache  # a study looks at the same files many times
+def _digest(path: str, *version: int) -> str:
+  """The first 16 digits of a file's SHA-256."""
+  del version
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def versions() -> dict[str, str | None]:
@@ -153,19 +204,24 @@ def _all_folders(config: Config) -> list[pathlib.Path]:
   return [folder for folder in found if folder.name.removeprefix("seed_").isdecimal()]
 
 
-def _setting_there(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The setting that a run's folder was made with; None if nothing was run there yet."""
+def _config_there(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]] | None:
+  """The setting and the files that a run's folder was made with; None if nothing was run there."""
   path = folder / "config.json"
   # A kill may leave a folder before its config.json, but never checkpoints without one.
   if not path.exists() and not any((folder / name).exists() for name in ("checkpoints", "plots")):
     return None
   try:
-    return dict(json.loads(path.read_text())["setting"])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    found = json.loads(path.read_text())
+    setting = dict(found["setting"])
+    files = {flag: str(file) for flag, file in dict(found.get("files", {})).items()}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
     raise UsageError(
       f"--workdir: expected the configuration of a run in {path}, which is missing or damaged; "
       f"choose another --workdir or delete the folder {folder}"
     ) from error
+  for flag in FILES_OF_METHODS:  # an older program compared them like all others
+    setting.pop(flag, None)
+  return setting, files
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:

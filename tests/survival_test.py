@@ -1,9 +1,12 @@
-"""What a run survives: damaged checkpoints, signals, a vanished folder; runs side by side."""
+"""What a run survives: damaged checkpoints, signals, changed files; runs side by side."""
 
 import dataclasses
+import json
 import os
+import pathlib
 import shutil
 import signal
+import tempfile
 from unittest import mock
 
 import chex
@@ -11,10 +14,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from experiments import (
+  _config,
   _errors,
   _lane,
   _run,
   _signals,
+  _workdir,
+  text_noisy,
 )
 from reweight_jax import checkpointing
 from tests import runs
@@ -185,6 +191,75 @@ class TogetherTest(runs.RunTestCase):
     np.testing.assert_allclose(found["mean_weight"], expected["mean_weight"], rtol=1e-4)
     carries = [self.carry(name) for name in (folder, other)]
     chex.assert_trees_all_close(*[carry.state.params for carry in carries], atol=1e-5)
+
+
+class FilesTest(parameterized.TestCase):
+  """Whether a workdir takes a command back after its files have changed; nothing is trained."""
+
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.workdir = self.root / "work"
+
+  def begin(self, kind=_config.Config, **fields):
+    """Makes the folders of a command, as at its start; its configuration."""
+    config = kind(workdir=str(self.workdir), **fields)
+    with _workdir.prepared(config):
+      return config
+
+  def assert_refused(self, config, pattern):
+    with self.assertRaisesRegex(_errors.UsageError, f"^--workdir: .*{pattern}") as raised:
+      _workdir.check(config)
+    self.assertNotIn("\n", str(raised.exception))
+
+  @parameterized.parameters(
+    ("dataset", _config.Config, {}),
+    ("human_labels", _config.Config, {"noise": "human:worse_label"}),
+    ("train_file", text_noisy.TextConfig, {"test_file": "absent"}),
+    ("test_file", text_noisy.TextConfig, {"train_file": "absent"}),
+  )
+  def test_a_data_file_may_move_but_not_change(self, flag, kind, fields):
+    path = self.root / "data.npz"
+    path.write_text("once")
+    config = self.begin(kind, methods=("ce",), **fields, **{flag: str(path)})
+    for same in (str(path), os.path.relpath(path)):
+      _workdir.check(dataclasses.replace(config, **{flag: same}, methods=("ce", "gce")))
+    (self.root / "elsewhere").mkdir()
+    moved = shutil.copy(path, self.root / "elsewhere")
+    _workdir.check(dataclasses.replace(config, **{flag: moved}))
+    path.write_text("twice")
+    pattern = rf"configuration: {flag} data.npz \(sha256 \w+\) there, data.npz \(sha256 \w+\) here;"
+    for methods in (("ce",), ("gce",)):
+      self.assert_refused(dataclasses.replace(config, methods=methods), pattern)
+    path.unlink()  # which the loader tells better
+    _workdir.check(config)
+
+  @parameterized.parameters(
+    ("reference", "jtt", "work/ce", "work/ce/seed_0/weights.npz"),
+    ("reference", "label_shift", "work/ce", "work/ce/seed_0/predictions.npz"),
+    ("importance_file", "importance", "ratios.npz", "ratios.npz"),
+  )
+  def test_what_one_method_reads_is_compared_with_its_runs_alone(self, flag, method, named, file):
+    plain = self.begin(methods=("ce",))
+    for name in ("work/ce/seed_0/weights.npz", "work/ce/seed_0/predictions.npz", "ratios.npz"):
+      (self.root / name).write_text("once")
+    config = self.begin(methods=(method,), **{flag: str(self.root / named)})
+    relative = os.path.relpath(self.root / named)
+    for same in (config, plain, dataclasses.replace(config, **{flag: relative})):
+      _workdir.check(same)
+    (self.root / file).write_text("twice")
+    self.assert_refused(config, rf"{method}/seed_0 .* {flag} \S+ \(sha256 .* here;")
+    _workdir.check(plain)
+    _workdir.check(dataclasses.replace(config, seeds=(1,)))
+
+  def test_runs_of_a_program_that_knew_no_digests_are_taken_as_they_are(self):
+    config = self.begin(methods=("jtt",), reference=str(self.root))
+    path = self.workdir / "jtt" / "seed_0" / "config.json"
+    found = json.loads(path.read_text())
+    del found["files"]
+    found["setting"] |= {"reference": "ref", "importance_file": None}
+    path.write_text(json.dumps(found))
+    _workdir.check(config)
 
 
 if __name__ == "__main__":
