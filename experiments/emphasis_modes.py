@@ -191,8 +191,9 @@ def _winners(results: Mapping[float, Mapping[str, Numbers]], chosen_by: str, sho
     settings = [name for name in numbers if name not in BASELINES]
     pair = [best(numbers, names, chosen_by) for names in (settings, BASELINES)]
     told = [
-      f"{_words(name)} "
-      + ("diverged" if numbers[name] is None else f"{100 * score(numbers[name], shown):.1f} %")
+      "all diverged"
+      if numbers[name] is None
+      else f"{_words(name)} {100 * score(numbers[name], shown):.1f} %"
       for name in pair
     ]
     cells.append(f"noise {_report.exact(rate)}: {', '.join(told)}")

@@ -59,8 +59,10 @@ class StudyTest(parameterized.TestCase):
   def test_what_diverged_is_told_and_never_chosen(self):
     results = _results({"lam_2_beta_16": 0.8}) | {"lam_2_beta_16": None, "ce": None}
     verdict = emphasis_modes.verdict({0.4: results, 0.6: dict.fromkeys(results)})
-    self.assertIn("noise 0.4: lam 0 beta 0.5 50.0 %, ce_dn 50.0 %; noise 0.6: lam 0 beta", verdict)
-    self.assertEndsWith(verdict, "beta 0.5 diverged, ce diverged.")
+    self.assertIn(
+      "noise 0.4: lam 0 beta 0.5 50.0 %, ce_dn 50.0 %; noise 0.6: all diverged", verdict
+    )
+    self.assertEndsWith(verdict, "noise 0.6: all diverged, all diverged.")
     self.assertIn("| lam 2 beta 16 | diverged |", emphasis_modes.table({0.4: results}))
 
 
