@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import _signals
 from reweight_jax.data import DataError
 
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -87,7 +88,8 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 def exit_on_mistake(call: Callable[[], Any]) -> Any:
   """Calls a function; what is no bug but a mistake ends the program with one line on stderr."""
   try:
-    return call()
+    with _signals.termination():
+      return call()
   except (UsageError, DataError, ImportError) as error:
     message, status = str(error), 2
   except StoppedError as error:
@@ -98,6 +100,8 @@ def exit_on_mistake(call: Callable[[], Any]) -> Any:
     message, status = _explain(error), 1
   except KeyboardInterrupt:
     message, status = f"interrupted; {GOES_ON}", 130
+  except _signals.Terminated:
+    message, status = f"terminated; {GOES_ON}", 143
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(status)
 

@@ -1,12 +1,16 @@
-"""Requests to stop: SIGTERM and Ctrl-C end a run at its next step, with everything saved."""
+"""SIGTERM and Ctrl-C: a run ends at its next step with everything saved, all else at once."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Terminated(BaseException):
+  """What SIGTERM raises where no run is on its way."""
 
 
 class StopRequest:
@@ -29,13 +33,32 @@ def stop_requests() -> Iterator[StopRequest]:
       raise KeyboardInterrupt
     request.received = signal.Signals(number)
 
+  with _handled(STOPPING, receive):
+    yield request
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[None]:
+  """Turns SIGTERM into an exception in the block, as Python does with Ctrl-C."""
+
+  def receive(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+  with _handled([signal.SIGTERM], receive):
+    yield
+
+
+@contextlib.contextmanager
+def _handled(
+  numbers: Sequence[signal.Signals], receive: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
   before = {}
   if threading.current_thread() is threading.main_thread():
-    for number in STOPPING:
+    for number in numbers:
       if signal.getsignal(number) is not signal.SIG_IGN:
         before[number] = signal.signal(number, receive)
   try:
-    yield request
+    yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -1,6 +1,8 @@
 """What a run survives: damaged checkpoints, signals, changed files; runs side by side."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -124,6 +126,23 @@ class SurvivalTest(runs.RunTestCase):
       signal.raise_signal(signal.SIGINT)
       self.assertEqual(request.received, signal.SIGINT)
       signal.raise_signal(signal.SIGINT)
+
+  def test_sigterm_outside_of_training_is_one_line_and_its_status(self):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call():
+      with contextlib.suppress(Exception):  # a failed step is retried or told; this is none
+        signal.raise_signal(signal.SIGTERM)
+      self.fail("goes on")
+
+    with (
+      contextlib.redirect_stderr(io.StringIO()) as stderr,
+      self.assertRaises(SystemExit) as raised,
+    ):
+      _errors.exit_on_mistake(call)
+    self.assertEqual(raised.exception.code, 143)
+    self.assertRegex(stderr.getvalue(), r"\Aerror: terminated; the same command goes on .*\n\Z")
+    self.assertIs(signal.getsignal(signal.SIGTERM), before)
 
   def test_a_folder_that_vanishes_is_named(self):
     def advance(count, text):
