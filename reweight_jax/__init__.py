@@ -3,8 +3,9 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, densities, losses, metrics, per_example, rules, meta, training, sharding)
-needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on first use.
+The core (types, augment, densities, losses, metrics, ghost, per_example, rules, meta, training,
+sharding) needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on
+first use.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from types import ModuleType
 from reweight_jax import (
   augment,
   densities,
+  ghost,
   ledger,
   losses,
   meta,
@@ -33,6 +35,7 @@ __all__ = [
   "checkpointing",
   "data",
   "densities",
+  "ghost",
   "ledger",
   "losses",
   "meta",

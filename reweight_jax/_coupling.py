@@ -54,17 +54,9 @@ def _other_losses(
   loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, with_key: bool
 ) -> tuple[Array, Array]:
   """The losses of all examples but the first, with one first example and with another."""
-  params, model_state, batch = jax.tree.unflatten(structure, leaves)
-  seeds = itertools.count()
-  params = jax.tree.map(lambda leaf: _made_up_param(leaf, next(seeds)), params)
-  model_state = jax.tree.map(lambda leaf: _made_up_values(leaf, next(seeds), 0), model_state)
-
-  def examples(parity: int) -> Batch:
-    shape = lambda leaf: jax.ShapeDtypeStruct((NUM_PROBES, *leaf.shape[1:]), leaf.dtype)
-    fill = lambda leaf: _made_up_values(shape(leaf), next(seeds), parity)
-    return jax.tree.map(fill, batch)._replace(mask=jnp.ones(NUM_PROBES, bool))
-
-  one, other = examples(0), examples(1)
+  shapes = jax.tree.unflatten(structure, leaves)
+  params, model_state, one = made_up(*shapes)
+  other = made_up(*shapes, first_seed=1000, parity=1)[2]
   key = jax.random.key(0) if with_key else None
   swap = lambda a, b: jnp.concatenate([b[:1], a[1:]])
   inputs, labels = (
@@ -72,6 +64,25 @@ def _other_losses(
   )
   run = lambda batch: loss_fn(params, model_state, batch, key).losses[1:]
   return run(one), run(one._replace(inputs=inputs, labels=labels))
+
+
+def made_up(
+  params: Params, model_state: ModelState, batch: Batch, first_seed: int = 0, parity: int = 0
+) -> tuple[Params, ModelState, Batch]:
+  """Values of the dtypes and shapes given, in a batch of `NUM_PROBES` real examples."""
+  seeds = itertools.count(first_seed)
+  params = jax.tree.map(lambda leaf: _made_up_param(leaf, next(seeds)), params)
+  model_state = jax.tree.map(lambda leaf: _made_up_values(leaf, next(seeds), 0), model_state)
+
+  def examples(leaf: Any) -> Array:
+    shape = jax.ShapeDtypeStruct((NUM_PROBES, *leaf.shape[1:]), leaf.dtype)
+    return _made_up_values(shape, next(seeds), parity)
+
+  return (
+    params,
+    model_state,
+    jax.tree.map(examples, batch)._replace(mask=jnp.ones(NUM_PROBES, bool)),
+  )
 
 
 def _made_up_param(leaf: Any, seed: int) -> Array:

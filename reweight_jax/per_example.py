@@ -5,12 +5,15 @@ which `linearize` gives from one forward pass and without a `[batch, params]` te
 `grad_norms` make the rows themselves, for models whose examples do not see each other.
 """
 
+import functools
+import logging
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from reweight_jax import ghost
 from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._coupling import COUPLED, examples_are_coupled
 from reweight_jax._validate import check_choice, check_floating
@@ -54,14 +57,16 @@ def linearize(
     model_state: the model's state, not differentiated.
     batch: the batch.
     key: JAX key for dropout and the like; None only for a model that draws nothing.
-    route: "forward" (`jax.linearize` and its transpose).
+    route: "forward" (`jax.linearize` and its transpose); "ghost" (recorded layers, see `ghost`:
+      half the work of a push or a pull, for models of linen layers whose examples do not see each
+      other); "auto" for what `pick_route` picks.
 
   Returns:
     `Linearized(outputs, push, pull)`.
 
   Raises:
     TypeError: if a leaf of `params` is not floating, naming it.
-    ValueError: if `route` is unknown.
+    ValueError: if `route` is unknown; `ghost.RefusedError` if it is "ghost" and would not be exact.
 
   Example:
     >>> loss_fn = lambda params, state, batch, key: rw.types.Outputs(batch.inputs @ params)
@@ -70,8 +75,12 @@ def linearize(
     >>> print(linearized.push(jnp.array([1.0, 0.0])), linearized.pull(jnp.array([1.0, 1.0])))
     [1. 3.] [4. 6.]
   """
-  check_choice("route", route, ("forward",))
+  check_choice("route", route, ("forward", "ghost", "auto"))
   check_floating(params, "params")
+  if route == "auto":
+    route, _ = pick_route(loss_fn, params, model_state, batch, key=key)
+  if route == "ghost":
+    return ghost.linearize(loss_fn, params, model_state, batch, key=key)
 
   def losses_of(params: Params) -> tuple[Array, Outputs]:
     outputs = loss_fn(params, model_state, batch, key)
@@ -85,6 +94,43 @@ def linearize(
     return transpose(jnp.asarray(weights, losses.dtype))[0]
 
   return Linearized(outputs, push, pull)
+
+
+def pick_route(
+  loss_fn: PerExampleLoss,
+  params: Params,
+  model_state: ModelState,
+  batch: Batch,
+  *,
+  key: Key | None = None,
+) -> tuple[str, str]:
+  """Picks "ghost" where it is exact, else "forward", and says why; also logs it, once.
+
+  By shapes alone and a small run on made-up values, so it works while tracing too. Arguments as in
+  `linearize`.
+
+  Returns:
+    The route, and the reason in words.
+
+  Example:
+    >>> loss_fn = lambda params, state, batch, key: rw.types.Outputs(batch.inputs @ params)
+    >>> batch = rw.types.make_batch(jnp.ones((2, 2)), jnp.zeros(2))
+    >>> print(pick_route(loss_fn, jnp.ones(2), (), batch)[0])
+    forward
+  """
+  try:
+    ghost.check(loss_fn, params, model_state, batch, key=key)
+  except ghost.RefusedError as refusal:
+    picked = "forward", str(refusal)
+  else:
+    picked = "ghost", "every layer was seen, and the result is a backward pass's"
+  _log_once(f"route auto: {picked[0]}, since {picked[1]}")
+  return picked
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+  logging.getLogger("reweight_jax").info(message)
 
 
 def grads(

@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 EDGES = ("runlog", "checkpointing", "data", "models", "plotting")
 EDGE_PACKAGES = ("flax", "grain", "matplotlib", "orbax", "sklearn", "tensorflow_datasets", "tqdm")
 CORE = (
-  "types _validate _arrays _coupling augment densities losses metrics per_example rules meta "
+  "types _validate _arrays _coupling augment densities losses metrics ghost per_example rules meta "
   "ledger training sharding"
 )
 ORDER = (*CORE.split(), *EDGES)

@@ -62,6 +62,7 @@ def from_apply(
     losses = _one_each("from_apply", loss, predictions, batch.labels)
     return Outputs(losses, predictions, new_state)
 
+  per_example_loss.recorder = getattr(apply_fn, "recorder", None)  # type: ignore[attr-defined]
   return per_example_loss
 
 

@@ -8,7 +8,12 @@ import optax
 from reweight_jax import per_example
 from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice
-from reweight_jax.meta.routes import ROUTES, make_alignment, make_meta_objective
+from reweight_jax.meta.routes import (
+  ROUTES,
+  linearizing_route,
+  make_alignment,
+  make_meta_objective,
+)
 from reweight_jax.rules import normalize, rectify, weighting_rule
 from reweight_jax.types import (
   Array,
@@ -122,7 +127,9 @@ def example_weights(
   """
   check_choice("route", route, ROUTES)
   batch_key, meta_key = (None, None) if key is None else jax.random.split(key)
-  linearized = per_example.linearize(loss_fn, params, model_state, batch, key=batch_key)
+  linearized = per_example.linearize(
+    loss_fn, params, model_state, batch, key=batch_key, route=linearizing_route(route)
+  )
   objective = make_meta_objective(meta_loss_fn or loss_fn, model_state, meta_batch, meta_key)
   alignment = make_alignment(
     loss_fn,

@@ -30,9 +30,14 @@ from reweight_jax.types import (
   PerExampleLoss,
 )
 
-ROUTES = ("nested", "forward")
+ROUTES = ("nested", "forward", "ghost", "auto")
 
 Objective = Callable[[Params], Array]
+
+
+def linearizing_route(route: str) -> str:
+  """How the train pass is linearized; the definition needs it for the final pull alone."""
+  return "forward" if route == "nested" else route
 
 
 def make_meta_objective(
@@ -148,7 +153,7 @@ def make_alignment(
     return jnp.where(batch.mask, at_least_float32(outputs.losses), 0)
 
   def meta_alignment(at: Array | None = None) -> Array:
-    if route == "forward":
+    if route != "nested":
       return forward_alignment(linearized, meta_objective, params, at, virtual_optimizer)
     at = jnp.zeros_like(linearized.outputs.losses) if at is None else at
     return nested_alignment(losses_of, meta_objective, params, at, virtual_optimizer)

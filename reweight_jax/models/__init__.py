@@ -27,6 +27,7 @@ from reweight_jax.models.lenet import LeNet, max_pool
 from reweight_jax.models.mlp import MLP
 from reweight_jax.models.norm import NORMS, Norm, num_groups
 from reweight_jax.models.preact_resnet import PreActResNet
+from reweight_jax.models.recorder import linen_recorder
 from reweight_jax.models.resnet import ResNet, ResNet18
 from reweight_jax.models.sequence import SequenceConvNet, Transformer
 
@@ -44,6 +45,7 @@ __all__ = [
   "build",
   "init_linen",
   "linen_apply",
+  "linen_recorder",
   "max_pool",
   "nnx_apply",
   "num_groups",

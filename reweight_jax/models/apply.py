@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from reweight_jax.models.recorder import linen_recorder
 from reweight_jax.types import ApplyFn, Array, Key, ModelState, Params
 
 
@@ -63,6 +64,7 @@ BatchNorm takes (x, use_running_average, mask). Wrap it in a module that takes t
     )
     return outputs, dict(new_state)
 
+  apply_fn.recorder = linen_recorder  # type: ignore[attr-defined]
   return apply_fn
 
 

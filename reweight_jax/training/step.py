@@ -10,7 +10,12 @@ import optax
 from reweight_jax import per_example
 from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice
-from reweight_jax.meta.routes import ROUTES, make_alignment, make_meta_objective
+from reweight_jax.meta.routes import (
+  ROUTES,
+  linearizing_route,
+  make_alignment,
+  make_meta_objective,
+)
 from reweight_jax.training import _parts
 from reweight_jax.training.state import StepMetrics, TrainState
 from reweight_jax.types import (
@@ -52,8 +57,9 @@ def make_train_step(
     rule: weighting rule.
     tx: optax optimizer.
     meta_loss_fn: loss of the meta batch; None for `loss_fn`.
-    route: "forward", or "nested", which differentiates through the virtual step as the definition
-      says. Same weights, more work.
+    route: "forward"; "ghost", the same from recorded layers for less work, or "auto", where it is
+      exact (`per_example.linearize`); "nested", which differentiates through the virtual step as
+      the definition says. Same weights.
     virtual_optimizer: as in `meta.example_weights`.
 
   Returns:
@@ -86,7 +92,9 @@ def make_train_step(
     state: TrainState, batch: Batch, meta_batch: Batch | None = None
   ) -> tuple[TrainState, StepMetrics]:
     key, meta_key = _parts.step_keys(state)
-    linearized = per_example.linearize(loss_fn, state.params, state.model_state, batch, key=key)
+    linearized = per_example.linearize(
+      loss_fn, state.params, state.model_state, batch, key=key, route=linearizing_route(route)
+    )
     meta = _parts.meta_pass(meta_loss_fn or loss_fn, state, meta_batch, meta_key)
     if meta_batch is not None:
       meta["meta_alignment"] = make_alignment(
