@@ -54,9 +54,9 @@ def _other_losses(
   loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, with_key: bool
 ) -> tuple[Array, Array]:
   """The losses of all examples but the first, with one first example and with another."""
-  shapes = jax.tree.unflatten(structure, leaves)
-  params, model_state, one = made_up(*shapes)
-  other = made_up(*shapes, first_seed=1000, parity=1)[2]
+  params, model_state, batch = jax.tree.unflatten(structure, leaves)
+  other = made_up(params, model_state, batch, first_seed=1000, parity=1)[2]
+  params, model_state, one = made_up(params, model_state, batch)
   key = jax.random.key(0) if with_key else None
   swap = lambda a, b: jnp.concatenate([b[:1], a[1:]])
   inputs, labels = (

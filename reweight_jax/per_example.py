@@ -182,14 +182,30 @@ def grad_norms(
   *,
   key: Key | None = None,
   microbatch_size: int | None = None,
+  route: str = "vmap",
 ) -> Array:
   """The Euclidean norm of every example's gradient over all parameters.
 
   The gradients of a microbatch are dropped once their norms are taken, so `microbatch_size` bounds
-  the memory for gradients too. Arguments and errors as in `grads`.
+  the memory for gradients too. Other arguments and errors as in `grads`.
+
+  Args:
+    loss_fn: as in `grads`.
+    params: as in `grads`.
+    model_state: as in `grads`.
+    batch: as in `grads`.
+    key: as in `grads`.
+    microbatch_size: as in `grads`, and so for route "vmap" alone.
+    route: "vmap"; "ghost", from recorded layers (`ghost.grad_norms`), without per-example gradients
+      of the whole model; "auto" for what `pick_route` picks. With a `key`, "ghost" has one draw for
+      all examples, as a training step has.
 
   Returns:
     `[batch]` norms, in the losses' dtype; 0 for padding.
+
+  Raises:
+    ValueError: as `grads` does; if `route` is unknown, or not "vmap" with a microbatch size;
+      `ghost.RefusedError` if it is "ghost" and would not be exact.
 
   Source: the GraNd score of one network, Paul et al. 2021, arXiv 2107.07075, definition 2.1.
 
@@ -199,6 +215,13 @@ def grad_norms(
     >>> print(grad_norms(loss_fn, jnp.ones(2), (), batch))
     [5. 2.]
   """
+  check_choice("route", route, ("vmap", "ghost", "auto"))
+  if route != "vmap" and microbatch_size is not None:
+    raise ValueError(f'microbatch_size expects route "vmap"; got {route!r}: leave one of them out.')
+  if route == "auto":
+    route, _ = pick_route(loss_fn, params, model_state, batch, key=key)
+  if route == "ghost":
+    return ghost.grad_norms(loss_fn, params, model_state, batch, key=key)
   microbatches = _microbatches(loss_fn, params, model_state, batch, key, microbatch_size)
   norm = jax.vmap(lambda tree: optax.tree.norm(jax.tree.map(at_least_float32, tree)))
   parts = [norm(_vmap_grad(loss_fn, params, model_state, *part)) for part in microbatches]

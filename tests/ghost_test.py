@@ -14,17 +14,6 @@ from reweight_jax import ghost, per_example
 SIZE, CLASSES = 4, 3
 
 
-class Convs(nn.Module):
-  @nn.compact
-  def __call__(self, x, train):
-    x = nn.Conv(4, (3, 3), strides=(2, 1), padding="VALID")(x)
-    x = nn.relu(nn.GroupNorm(2)(x))
-    x = nn.Conv(4, (3, 3), feature_group_count=2, kernel_dilation=2, padding=((2, 1), (0, 2)))(x)
-    x = nn.ConvTranspose(2, (2, 2))(nn.RMSNorm()(x))
-    x = nn.LayerNorm()(x)
-    return nn.DenseGeneral(CLASSES, axis=(1, 2, 3))(x)
-
-
 class Block(nn.Module):
   @nn.compact
   def __call__(self, x, train):
@@ -32,7 +21,7 @@ class Block(nn.Module):
       nn.LayerNorm()(x)
     )
     x += nn.Dropout(0.2, deterministic=not train)(attended)
-    return x + nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
+    return x + nn.Dense(8)(nn.gelu(x))
 
 
 class Transformer(nn.Module):
@@ -78,11 +67,21 @@ class Unused(nn.Module):
     return nn.Dense(CLASSES)(x)
 
 
+class Wide(nn.Module):
+  """Layers whose norms are cheaper by the one form and by the other."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Conv(20, (3, 3), strides=2)(x)
+    x = nn.Conv(20, 3)(x.reshape(x.shape[0], -1, 20))
+    return nn.Dense(CLASSES)(jnp.tanh(nn.Dense(30)(x.reshape(x.shape[0], -1))))
+
+
 EXACT = {
-  "convs": (Convs(), (6, 7, 2)),
   "transformer": (Transformer(), (SIZE,)),  # as many tokens as examples
   "shared": (Shared(), (5,)),
   "unused": (Unused(), (3,)),
+  "wide": (Wide(), (4, 4, 2)),
 }
 
 
@@ -98,13 +97,13 @@ def _problem(net, shape, dtype=jnp.float64):
     inputs, jnp.arange(SIZE) % CLASSES, mask=jnp.array([True, True, True, False])
   )
   params, model_state = rw.models.init_linen(net, inputs, jax.random.key(0))
-  draw = lambda p: jnp.asarray(rng.normal(size=p.shape), dtype)
+  draw = lambda p: jnp.asarray(rng.normal(scale=0.5, size=p.shape), dtype)
   return jax.tree.map(draw, params), model_state, batch
 
 
 class ExactTest(parameterized.TestCase):
   @parameterized.parameters(*EXACT)
-  def test_push_and_pull_are_those_of_the_rows_of_the_jacobian(self, name):
+  def test_push_pull_and_norms_are_those_of_the_rows_of_the_jacobian(self, name):
     with jax.enable_x64(True):
       net, shape = EXACT[name]
       params, model_state, batch = _problem(net, shape)
@@ -120,15 +119,20 @@ class ExactTest(parameterized.TestCase):
         linearized = ghost.linearize(loss_fn, params, model_state, batch, key=key)
         losses = lambda p: loss_fn(p, model_state, batch, key).losses * batch.mask
         rows = jax.jacrev(losses)(params)
-        return linearized.outputs.losses, linearized.push(direction), linearized.pull(weights), rows
+        norms = per_example.grad_norms(loss_fn, params, model_state, batch, key=key, route="ghost")
+        results = linearized.outputs.losses, linearized.push(direction), linearized.pull(weights)
+        return *results, norms, rows
 
-      losses, pushed, pulled, rows = run(params)
+      losses, pushed, pulled, norms, rows = jax.tree.map(np.asarray, run(params))
     self.assertEqual(losses[-1], 0)
     expected = sum(
       np.tensordot(row.reshape(SIZE, -1), d.ravel(), axes=1)
       for row, d in zip(jax.tree.leaves(rows), jax.tree.leaves(direction), strict=True)
     )
     np.testing.assert_allclose(pushed, expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+    squares = sum(np.square(row.reshape(SIZE, -1)).sum(1) for row in jax.tree.leaves(rows))
+    np.testing.assert_allclose(norms, np.sqrt(squares), rtol=1e-12)
+    self.assertGreater(norms[:3].min(), 1e-3)
     for got, row in zip(jax.tree.leaves(pulled), jax.tree.leaves(rows), strict=True):
       total = np.tensordot(weights, row, axes=1)
       np.testing.assert_allclose(got, total, rtol=1e-12, atol=1e-12 * max(np.abs(total).max(), 1))
@@ -205,7 +209,7 @@ REFUSED = {
   "differ from a backward pass": (Centered(), (5,)),
   "BatchNorm_0 writes to batch_stats": (Normed(), (5,)),
   "Embed_0 has an output that all examples share": (Table(), (5,)),
-  "Dense_0 merges the batch": (Merged(), (5,)),
+  "Dense_0 has an output that merges the batch": (Merged(), (5,)),
   "does not see the parameters": (Rematerialized(), (5,)),
   "stack does not see the parameters": (Scanned(), (5,)),
 }
@@ -247,6 +251,7 @@ class RouteTest(absltest.TestCase):
 
   def test_auto_picks_and_says_what_and_why(self):
     found = []
+    per_example._log_once.cache_clear()
     for net in (Shared(), Normed()):
       params, model_state, batch = _problem(net, (5,), jnp.float32)
       loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))

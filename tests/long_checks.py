@@ -1,4 +1,4 @@
-"""Checks that take minutes, run by `make long`: twenty kills, and ResNet-20 on CIFAR-10."""
+"""Checks that take minutes, run by `make long`: twenty kills, thirty drawn nets, CIFAR-10."""
 
 import json
 import os
@@ -6,9 +6,10 @@ import pathlib
 import random
 import signal
 
-from absl.testing import absltest
+import jax
+from absl.testing import absltest, parameterized
 
-from tests import processes
+from tests import ghost_random_test, processes
 
 
 class KillsTest(processes.ProcessTestCase):
@@ -33,6 +34,13 @@ class KillsTest(processes.ProcessTestCase):
     stderr = last.communicate()[1]
     self.assertEqual(last.returncode, 0, stderr)
     self.assert_same_files("killed", "whole")
+
+
+class ArchitecturesTest(parameterized.TestCase):
+  @parameterized.parameters(*range(30))
+  def test_every_route_agrees_with_brute_force(self, seed):
+    with jax.enable_x64(True):
+      ghost_random_test.check_architecture(self, seed)
 
 
 class CifarTest(processes.ProcessTestCase):

@@ -1,12 +1,14 @@
 """Makes the layers of an unmodified linen module seen, call by call."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.linen.linear import canonicalize_padding
 
 from reweight_jax.ghost import LayerCall, RefusedError, Tap
 from reweight_jax.types import Array, Params
@@ -81,9 +83,72 @@ def _layer_call(module: nn.Module, method: str, args: Any, kwargs: Any) -> Layer
       for constant, dynamic in zip(constants, is_array, strict=True)
     ]
     args, kwargs = jax.tree.unflatten(structure, filled)
-    return alone.apply({"params": own, **collections}, *args, method=method, **kwargs)
+    variables = {"params": own, **collections}
+    return cast(Array, alone.apply(variables, *args, method=method, **kwargs))
 
-  return LayerCall(_name(module), tuple(module.path), (arrays, others), apply)
+  inputs = (arrays, others)
+  return LayerCall(_name(module), tuple(module.path), inputs, apply, _rows(module, method, arrays))
+
+
+def _rows(module: nn.Module, method: str, arrays: list[Array]) -> Callable[[Any], Array] | None:
+  """How the inputs become the `LayerCall.rows` of a batch on the first axis."""
+  if len(arrays) != 1 or _is_replaced(module):
+    return None
+  kind = type(module), method  # a subclass may compute anything
+  if kind in ((nn.Dense, "__call__"), (nn.Embed, "attend")):
+    return lambda inputs: _by_position(inputs[0][0], 1)
+  if kind == (nn.Embed, "__call__"):
+    return lambda inputs: inputs[0][0].reshape(inputs[0][0].shape[0], -1)
+  if kind == (nn.DenseGeneral, "__call__") and not module.batch_dims:
+    axes = np.atleast_1d(module.axis).tolist()
+    last = range(-len(axes), 0)
+    return lambda inputs: _by_position(jnp.moveaxis(inputs[0][0], axes, last), len(axes))
+  if kind == (nn.Conv, "__call__"):
+    return _patches(cast(nn.Conv, module), arrays[0].ndim)
+  return None
+
+
+def _is_replaced(module: nn.Module) -> bool:
+  """Whether another product than the usual one is computed."""
+  names = ("dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls")
+  return any(getattr(module, name, None) is not None for name in names)
+
+
+def _by_position(x: Array, num_features: int) -> Array:
+  """To [batch, positions, features], the last axes being the features."""
+  features = int(np.prod(x.shape[x.ndim - num_features :]))
+  return x.reshape(x.shape[0], -1, features)
+
+
+def _patches(conv: nn.Conv, ndim: int) -> Callable[[Any], Array] | None:
+  """What each output position of a convolution sees; None for the rarer kinds."""
+  size = tuple(np.atleast_1d(conv.kernel_size).tolist())
+  rank = len(size)
+  each = lambda value: tuple(np.broadcast_to(1 if value is None else value, rank).tolist())
+  padding = canonicalize_padding(conv.padding, rank)
+  is_rare = (
+    ndim != rank + 2
+    or conv.feature_group_count != 1
+    or conv.mask is not None
+    or set(each(conv.input_dilation)) != {1}
+    or padding in ("CIRCULAR", "CAUSAL", "REFLECT")
+  )
+  spatial = "XYZ"[:rank]
+  layout = f"N{spatial}C"
+
+  def rows(inputs: Any) -> Array:
+    patches = jax.lax.conv_general_dilated_patches(
+      inputs[0][0],
+      filter_shape=size,
+      window_strides=each(conv.strides),
+      padding=padding,
+      rhs_dilation=each(conv.kernel_dilation),
+      dimension_numbers=(layout, f"{spatial}IO", layout),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    return _by_position(patches, 1)
+
+  return None if is_rare or rank > 3 else rows
 
 
 def _name(module: nn.Module) -> str:
