@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from reweight_jax.types import Array, ScalarLike
+from reweight_jax.types import Array, Params, ScalarLike
 
 
 def at_least_float32(array: Array) -> Array:
@@ -19,6 +20,12 @@ def at_least_float32(array: Array) -> Array:
 def num_real(mask: Array, dtype: Any) -> Array:
   """Number of True entries, at least 1 so that one can divide by it, as a scalar of `dtype`."""
   return jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1).astype(dtype)
+
+
+def zeros_for_none(tree: Params, like: Params) -> Params:
+  """A tree in which None stands for a leaf or branch of zeros, with the zeros written out."""
+  fill = lambda leaf, given: jnp.zeros_like(leaf) if given is None else given
+  return jax.tree.map(fill, like, tree)
 
 
 def moving_average(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import ghost
-from reweight_jax._arrays import at_least_float32, num_real
+from reweight_jax._arrays import at_least_float32, num_real, zeros_for_none
 from reweight_jax._coupling import COUPLED, examples_are_coupled
 from reweight_jax._validate import check_choice, check_floating
 from reweight_jax.types import (
@@ -44,6 +44,8 @@ def linearize(
   With :math:`J_{ij} = \partial \ell_i / \partial \theta_j`: `push(direction)` is :math:`J d`,
   `pull(weights)` is :math:`J^\top w`. Both reuse the one forward pass, so `push` then `pull` see
   the same dropout mask and the same batch statistics.
+
+  None in place of a leaf of a direction is a leaf of zeros; route "ghost" then passes the layer by.
 
   Guarantees: right under BatchNorm; padding has loss 0 and push 0 and gives nothing to pull;
   nothing of size `[batch, params]` is made.
@@ -87,8 +89,11 @@ def linearize(
     losses = jnp.where(batch.mask, at_least_float32(outputs.losses), 0)
     return losses, outputs._replace(losses=losses)
 
-  losses, push, outputs = jax.linearize(losses_of, params, has_aux=True)
-  transpose = jax.linear_transpose(push, params)
+  losses, product, outputs = jax.linearize(losses_of, params, has_aux=True)
+  transpose = jax.linear_transpose(product, params)
+
+  def push(direction: Params) -> Array:
+    return product(zeros_for_none(direction, params))
 
   def pull(weights: Array) -> Params:
     return transpose(jnp.asarray(weights, losses.dtype))[0]

@@ -55,7 +55,7 @@ class Linearized(NamedTuple):
   Attributes:
     outputs: the pass itself.
     push: parameter direction -> `[batch]`, the inner product of the direction with each example's
-      gradient.
+      gradient; None in place of a leaf of the direction is zeros.
     pull: `[batch]` weights -> parameter tree, `sum_i weights_i * gradient_i`.
   """
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from reweight_jax._arrays import at_least_float32
+from reweight_jax._arrays import at_least_float32, zeros_for_none
 from reweight_jax.ghost.layers import Layer, LayerCall, Recorder, at
 from reweight_jax.types import (
   Array,
@@ -71,8 +71,11 @@ def push(tapes: Sequence[Taped], params: Params, losses: Array, direction: Param
   """`[batch]` inner products of the direction with each example's gradient."""
   pushed = jnp.zeros_like(losses)
   for tape in tapes:
-    path, axis = tape.layer.path, tape.layer.axis
-    change = jax.jvp(tape.replay, (at(params, path),), (at(direction, path),))[1]
+    axis, own = tape.layer.axis, at(params, tape.layer.path)
+    tangent = at(direction, tape.layer.path)
+    if not jax.tree.leaves(tangent):
+      continue  # all None, which is to say zeros
+    change = jax.jvp(tape.replay, (own,), (zeros_for_none(tangent, own),))[1]
     others = tuple(other for other in range(change.ndim) if other != axis)
     terms = at_least_float32(change) * at_least_float32(tape.delta)
     pushed += jnp.sum(terms, others).astype(pushed.dtype)

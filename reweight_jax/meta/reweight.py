@@ -1,5 +1,6 @@
 """Learning to reweight: the weights of a batch from one look at a small clean set."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from reweight_jax._arrays import num_real
 from reweight_jax._validate import check_choice
 from reweight_jax.meta.routes import (
   ROUTES,
+  Virtual,
   linearizing_route,
   make_alignment,
   make_meta_objective,
@@ -85,6 +87,8 @@ def example_weights(
   route: str = "forward",
   meta_loss_fn: PerExampleLoss | None = None,
   virtual_optimizer: optax.GradientTransformation | None = None,
+  virtual_state: Any = None,
+  meta_params: Callable[[str], bool] | None = None,
 ) -> Array:
   r"""The weights that learning to reweight gives to a batch, for use in a loop of one's own.
 
@@ -103,17 +107,23 @@ def example_weights(
     batch: the examples to weigh.
     meta_batch: trusted examples, disjoint from the training set.
     key: JAX key for dropout and the like.
-    route: "forward", or "nested", the definition by a `jax.grad` through the virtual step.
+    route: "forward"; "ghost", the same from recorded layers for less work; "auto", the one of them
+      that `per_example.pick_route` picks; "nested", the definition by a `jax.grad` through the
+      virtual step.
     meta_loss_fn: loss of the meta batch; None for `loss_fn`.
     virtual_optimizer: None for SGD, whose learning rate cancels. An optax transformation is a
-      different method; it starts from a fresh state, and must be differentiable at gradient 0
-      (Adam is not).
+      different method: the step that it would take, whose direction it transforms.
+    virtual_state: the optimizer's state, such as training's own; None for a fresh one. Adam from a
+      fresh state has no derivative at gradient 0, and gives weights 0.
+    meta_params: (name of a parameter, as in "Dense_0/kernel") -> whether the meta gradient is taken
+      with respect to it. An approximation, for less work; None for all of them.
 
   Returns:
     `[batch]` weights in the losses' dtype.
 
   Raises:
-    ValueError: if `route` is unknown.
+    ValueError: if `route` is unknown, `meta_params` chooses nothing, or the optimizer's update does
+      not follow the gradient (it takes its sign, or skips steps).
 
   Source: Ren et al. 2018, arXiv 1803.09050, algorithm 1.
 
@@ -140,7 +150,7 @@ def example_weights(
     batch,
     key=batch_key,
     route=route,
-    virtual_optimizer=virtual_optimizer,
+    virtual=Virtual(virtual_optimizer, virtual_state, moves=meta_params),
   )
   rule = learning_to_reweight()
   weights = batch.mask.astype(linearized.outputs.losses.dtype)

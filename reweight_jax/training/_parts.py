@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import metrics
-from reweight_jax._arrays import num_real
-from reweight_jax.meta.routes import make_meta_objective, meta_direction
+from reweight_jax._arrays import num_real, zeros_for_none
+from reweight_jax.meta.routes import (
+  Virtual,
+  check_virtual,
+  make_meta_objective,
+  meta_direction,
+  none_where_still,
+)
 from reweight_jax.training.state import StepMetrics, TrainState
 from reweight_jax.types import (
   Array,
   Batch,
   Key,
+  Linearized,
   ModelState,
   Outputs,
   Params,
@@ -50,16 +57,59 @@ def meta_pass(
   return {"meta_outputs": meta_outputs}
 
 
-def jit_meta_direction(
-  loss_fn: PerExampleLoss, virtual_optimizer: optax.GradientTransformation | None
-) -> Callable[[TrainState, Batch], Params]:
-  @jax.jit
-  def direct(state: TrainState, meta_batch: Batch) -> Params:
-    key = step_keys(state)[1]
-    objective = make_meta_objective(loss_fn, state.model_state, meta_batch, key)
-    return meta_direction(objective, state.params, virtual_optimizer=virtual_optimizer)
+def from_state(virtual: Virtual, tx: optax.GradientTransformation, state: TrainState) -> Virtual:
+  """The virtual step from training's own optimizer state, if it is training's own optimizer."""
+  return virtual._replace(state=state.opt_state) if virtual.optimizer is tx else virtual
 
-  return direct
+
+def direction_of(
+  loss_fn: PerExampleLoss, virtual: Virtual, state: TrainState, meta_batch: Batch
+) -> Params:
+  """The meta direction at virtual weights 0."""
+  check_virtual(virtual, "forward", state.params)
+  key = step_keys(state)[1]
+  objective = make_meta_objective(loss_fn, state.model_state, meta_batch, key)
+  return meta_direction(objective, state.params, virtual=virtual)
+
+
+def jit_meta_direction(
+  loss_fn: PerExampleLoss, virtual: Virtual, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], Params]:
+  return jax.jit(
+    lambda state, meta_batch: direction_of(
+      loss_fn, from_state(virtual, tx, state), state, meta_batch
+    )
+  )
+
+
+def keeps_direction(state: TrainState) -> bool:
+  return bool(jax.tree.leaves(state.meta_direction))
+
+
+def refreshed(
+  loss_fn: PerExampleLoss,
+  virtual: Virtual,
+  route: str,
+  state: TrainState,
+  meta_batch: Batch | None,
+) -> TrainState:
+  """The state with the direction of this meta batch, or as it is without one."""
+  if route == "nested":
+    raise ValueError(
+      'a state that keeps the meta direction expects route "forward", "ghost" or "auto"; got '
+      '"nested", which has no direction: leave keep_direction out of init_train_state.'
+    )
+  if meta_batch is None:
+    return state
+  direction = direction_of(loss_fn, virtual, state, meta_batch)
+  return state._replace(meta_direction=zeros_for_none(direction, state.params))
+
+
+def kept_alignment(
+  linearized: Linearized, virtual: Virtual, state: TrainState
+) -> Callable[..., Array]:
+  chosen = none_where_still(state.meta_direction, virtual.moves)
+  return alignment_at_zero(lambda: linearized.push(chosen))
 
 
 def alignment_at_zero(alignment: Callable[[], Array]) -> Callable[..., Array]:
@@ -67,7 +117,7 @@ def alignment_at_zero(alignment: Callable[[], Array]) -> Callable[..., Array]:
     if at is not None:
       raise ValueError(
         "this weighting rule asks for the alignment at other virtual weights than 0, which needs "
-        "batch and meta batch in one call: use make_train_step."
+        "batch and meta batch in one call: use make_train_step, without keep_direction."
       )
     return alignment()
 
@@ -105,7 +155,13 @@ def apply_gradient(
 ) -> TrainState:
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, params, model_state, rule_state, opt_state, state.key)
+  return state._replace(
+    step=state.step + 1,
+    params=params,
+    model_state=model_state,
+    rule_state=rule_state,
+    opt_state=opt_state,
+  )
 
 
 def step_metrics(batch: Batch, outputs: Outputs, weights: Array) -> StepMetrics:

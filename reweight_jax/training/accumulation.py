@@ -9,6 +9,7 @@ import optax
 from reweight_jax import per_example
 from reweight_jax._arrays import at_least_float32, num_real
 from reweight_jax._validate import check_number
+from reweight_jax.meta.routes import Virtual
 from reweight_jax.training import _parts
 from reweight_jax.training.state import StepMetrics, TrainState
 from reweight_jax.types import (
@@ -56,7 +57,7 @@ def make_accumulating_train_step(
     ValueError: if `num_microbatches` is below 1, or does not divide the batch size at a call.
   """
   check_number("num_microbatches", num_microbatches, at_least=1)
-  direct = _parts.jit_meta_direction(meta_loss_fn or loss_fn, virtual_optimizer)
+  direct = _parts.jit_meta_direction(meta_loss_fn or loss_fn, Virtual(virtual_optimizer), tx)
 
   @jax.jit
   def sweep(

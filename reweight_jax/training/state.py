@@ -19,6 +19,7 @@ class TrainState(NamedTuple):
   rule_state: Any
   opt_state: Any
   key: Key  # [] JAX key; step t draws from fold_in(key, t)
+  meta_direction: Any = ()  # of the last meta batch, a tree like params; () if it is not kept
 
 
 class StepMetrics(NamedTuple):
@@ -40,6 +41,7 @@ def init_train_state(
   *,
   key: Key,
   batch_size: int,
+  keep_direction: bool = False,
 ) -> TrainState:
   """The state before the first step.
 
@@ -50,6 +52,8 @@ def init_train_state(
     tx: optax optimizer of the real step.
     key: JAX key for everything that the steps draw.
     batch_size: examples per batch, padding included; the template of the rule's state.
+    keep_direction: keep the direction of the last meta batch for steps without one; until the first
+      such batch it is 0, and so are all alignments.
 
   Returns:
     A `TrainState` at step 0.
@@ -68,4 +72,5 @@ def init_train_state(
     rule_state=rule.init(template),
     opt_state=tx.init(params),
     key=key,
+    meta_direction=optax.tree.zeros_like(params) if keep_direction else (),
   )

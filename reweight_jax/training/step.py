@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax import per_example
-from reweight_jax._arrays import num_real
-from reweight_jax._validate import check_choice
+from reweight_jax._arrays import num_real, zeros_for_none
+from reweight_jax._validate import check_choice, check_number
 from reweight_jax.meta.routes import (
   ROUTES,
+  Virtual,
   linearizing_route,
   make_alignment,
   make_meta_objective,
@@ -37,6 +38,8 @@ def make_train_step(
   meta_loss_fn: PerExampleLoss | None = None,
   route: str = "forward",
   virtual_optimizer: optax.GradientTransformation | None = None,
+  virtual_steps: int = 1,
+  meta_params: Callable[[str], bool] | None = None,
 ) -> _parts.Step:
   """Builds the fused step: a pure function to be jitted, scanned, exported or sharded.
 
@@ -46,6 +49,10 @@ def make_train_step(
   model with BatchNorm, the batch's own statistics; its running averages are written once, from this
   pass, whatever the weights are. The meta batch is passed in training mode too and its state
   updates are dropped.
+
+  A state from `init_train_state(..., keep_direction=True)` holds the direction of the last meta
+  batch: a call without a meta batch then weighs by that one. So a meta batch every k-th call is a
+  meta gradient refreshed every k steps, at the price of one push in between.
 
   Guarantees: weights are constants to the gradient; losses, alignments and weights are at least
   float32 for bfloat16 models, float64 stays float64.
@@ -60,14 +67,20 @@ def make_train_step(
     route: "forward"; "ghost", the same from recorded layers for less work, or "auto", where it is
       exact (`per_example.linearize`); "nested", which differentiates through the virtual step as
       the definition says. Same weights.
-    virtual_optimizer: as in `meta.example_weights`.
+    virtual_optimizer: None for SGD, whose rate cancels. `tx` itself for the step that training
+      would take, from training's own state; any other optax transformation starts from a fresh one.
+    virtual_steps: virtual steps on the same batch before the meta loss is looked at; more than one
+      by route "nested" alone, with the memory of one and the work of each.
+    meta_params: as in `meta.example_weights`.
 
   Returns:
     `step(state, batch, meta_batch=None) -> (state, StepMetrics)`.
 
   Raises:
-    ValueError: if `route` is unknown; at the first call, before compilation, if the rule asks for
-      the meta batch and none was given.
+    ValueError: if `route` is unknown, or `virtual_steps` below 1; at the first call, before
+      compilation, if the rule asks for the meta batch and none was given, for more than one virtual
+      step by a route that has one, or if the update of `virtual_optimizer` does not follow the
+      gradient (it takes its sign, or skips steps).
 
   Source: Ren et al. 2018, arXiv 1803.09050, algorithm 1, for `meta.learning_to_reweight()`.
 
@@ -87,6 +100,8 @@ def make_train_step(
     [0.75 2.25 0.  ] [[0.25]]
   """
   check_choice("route", route, ROUTES)
+  check_number("virtual_steps", virtual_steps, at_least=1)
+  virtual = Virtual(virtual_optimizer, None, virtual_steps, meta_params)
 
   def step(
     state: TrainState, batch: Batch, meta_batch: Batch | None = None
@@ -96,7 +111,11 @@ def make_train_step(
       loss_fn, state.params, state.model_state, batch, key=key, route=linearizing_route(route)
     )
     meta = _parts.meta_pass(meta_loss_fn or loss_fn, state, meta_batch, meta_key)
-    if meta_batch is not None:
+    now = _parts.from_state(virtual, tx, state)
+    if _parts.keeps_direction(state):
+      state = _parts.refreshed(meta_loss_fn or loss_fn, now, route, state, meta_batch)
+      meta["meta_alignment"] = _parts.kept_alignment(linearized, now, state)
+    elif meta_batch is not None:
       meta["meta_alignment"] = make_alignment(
         loss_fn,
         linearized,
@@ -106,7 +125,7 @@ def make_train_step(
         batch,
         key=key,
         route=route,
-        virtual_optimizer=virtual_optimizer,
+        virtual=now,
       )
     return _weighted_step(state, batch, linearized, meta, rule, tx)
 
@@ -119,28 +138,38 @@ def make_split_train_step(
   tx: optax.GradientTransformation,
   *,
   meta_loss_fn: PerExampleLoss | None = None,
+  route: str = "forward",
   virtual_optimizer: optax.GradientTransformation | None = None,
+  meta_params: Callable[[str], bool] | None = None,
   donate_state: bool = False,
 ) -> _parts.Step:
   """Builds the step as two jitted calls, for less memory: first the meta gradient, then the rest.
 
   The activations of the meta pass are gone before those of the train pass exist. Arguments, results
-  and errors as in `make_train_step`, route "forward"; with `donate_state` the memory of the state
-  passed in is reused for the one returned, and the former must not be touched again.
+  and errors as in `make_train_step`, but for route "nested"; with `donate_state` the memory of the
+  state passed in is reused for the one returned, and the former must not be touched again.
 
   Raises:
     ValueError: at the first call, if the rule asks for the alignment at other virtual weights than
       0, which needs the batch and the meta batch in one call.
   """
-  direct = _parts.jit_meta_direction(meta_loss_fn or loss_fn, virtual_optimizer)
+  check_choice("route", route, tuple(name for name in ROUTES if name != "nested"))
+  virtual = Virtual(virtual_optimizer, moves=meta_params)
+  direct = _parts.jit_meta_direction(meta_loss_fn or loss_fn, virtual, tx)
 
   def finish(
     state: TrainState, batch: Batch, meta_batch: Batch | None, direction: Params | None
   ) -> tuple[TrainState, StepMetrics]:
     key, meta_key = _parts.step_keys(state)
-    linearized = per_example.linearize(loss_fn, state.params, state.model_state, batch, key=key)
+    linearized = per_example.linearize(
+      loss_fn, state.params, state.model_state, batch, key=key, route=route
+    )
     meta = _parts.meta_pass(meta_loss_fn or loss_fn, state, meta_batch, meta_key)
-    if direction is not None:
+    if _parts.keeps_direction(state):
+      if direction is not None:
+        state = state._replace(meta_direction=zeros_for_none(direction, state.params))
+      meta["meta_alignment"] = _parts.kept_alignment(linearized, virtual, state)
+    elif direction is not None:
       meta["meta_alignment"] = _parts.alignment_at_zero(lambda: linearized.push(direction))
     return _weighted_step(state, batch, linearized, meta, rule, tx)
 
