@@ -69,24 +69,6 @@ class FormsTest(parameterized.TestCase):
       results[route] = (state._replace(key=None), metrics)
     for route in results:
       chex.assert_trees_all_close(results[route], results["nested"], rtol=1e-9, atol=1e-11)
-    if virtual is not None:
-      plain, _ = jax.jit(training.make_train_step(loss_fn, RULE, TX))(train, batch, clean)
-      options = {"meta_loss_fn": None, "virtual_optimizer": virtual}
-      moved, _ = jax.jit(training.make_train_step(loss_fn, RULE, TX, **options))(
-        train, batch, clean
-      )
-      weights = rw.meta.example_weights(
-        loss_fn, train.params, (), batch, clean, meta_loss_fn=_squared(loss_fn),
-        virtual_optimizer=virtual,
-      )  # fmt: skip
-      first = jax.jit(
-        training.make_train_step(
-          loss_fn, RULE, TX, meta_loss_fn=_squared(loss_fn), virtual_optimizer=virtual
-        )
-      )(train, batch, clean)[1].weights
-      np.testing.assert_allclose(first / 6, weights, rtol=1e-9)
-      difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), plain.params, moved.params)
-      self.assertGreater(max(jax.tree.leaves(difference)), 1e-5)
 
   @parameterized.parameters(1, 3)
   def test_accumulating_over_microbatches_is_the_step_over_the_whole_batch(self, num_microbatches):
@@ -237,7 +219,8 @@ class StepTest(parameterized.TestCase):
 
     rule = rw.rules.weighting_rule(weigh)
     loss_fn, train, batch, clean = _begin("mlp", rule)
-    _, metrics = jax.jit(training.make_train_step(loss_fn, rule, TX))(train, batch, clean)
+    step = training.make_train_step(loss_fn, rule, TX, virtual_optimizer=TX)
+    _, metrics = jax.jit(step)(train, batch, clean)
     mean = jax.jit(loss_fn)(train.params, (), clean, None).losses.mean()
     np.testing.assert_allclose(metrics.weights, np.full(6, 2 * mean), rtol=1e-5)
     with self.assertRaisesRegex(ValueError, "other virtual weights than 0.*use make_train_step"):
@@ -289,8 +272,10 @@ class StepTest(parameterized.TestCase):
 
   def test_bad_arguments_are_refused(self):
     loss_fn, params, state = zoo.make("mlp")
-    with self.assertRaisesRegex(ValueError, "route expects one of nested, forward; got 'ghost'"):
-      training.make_train_step(loss_fn, RULE, TX, route="ghost")
+    with self.assertRaisesRegex(ValueError, "nested, forward, ghost, auto; got 'backward'"):
+      training.make_train_step(loss_fn, RULE, TX, route="backward")
+    with self.assertRaisesRegex(ValueError, "forward, ghost, auto; got 'nested'"):
+      training.make_split_train_step(loss_fn, RULE, TX, route="nested")
     with self.assertRaisesRegex(TypeError, "floating leaves, got int32"):
       training.init_train_state(jnp.int32(1), (), RULE, TX, key=jax.random.key(0), batch_size=1)
     with self.assertRaisesRegex(ValueError, "batch_size expects a number >= 1, got 0"):
