@@ -16,6 +16,7 @@ from reweight_jax import per_example, rules
 
 SIZE, PADDING, CLASSES = 6, 3, 4
 ALIGNMENT = jnp.array([0.5, -1.0, 0.0, 2.0, 1e-3, -0.2])
+META_LOGITS, META_LABELS = [[2.0, 0.0, -1.0, 0.5], [0.0, 1.0, 0.0, 0.0]], [0, 3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,14 @@ LAWS = {
   "bootstrapped_confidence": Law(rules.bootstrapped_confidence, BY_LABEL),
   "bootstrapped_confidence_soft": Law(
     lambda share: rules.bootstrapped_confidence(share, "soft"), BY_LABEL, {"share": 0.3}
+  ),
+  "class_aware_weight_net": Law(
+    lambda rate: rw.meta.class_aware_weight_net(
+      optax.sgd(rate), COUNTS, hidden=4, key=jax.random.key(0)
+    ),
+    ("meta_alignment", *BY_LOSS, "labels"),
+    {"rate": 1.0},
+    rescales="weights average 1",
   ),
   "class_balanced": Law(
     lambda beta: rules.class_balanced(COUNTS, beta), ("labels",), {"beta": 0.9}
@@ -92,11 +101,34 @@ LAWS = {
   ),
   "label_shift": Law(lambda: rules.label_shift(np.eye(4), [1, 2, 3, 4]), ("labels",)),
   "large_loss": Law(rules.large_loss, BY_LOSS, {"keep": 0.4}),
+  "learned_weights": Law(
+    lambda rate: rw.meta.learned_weights(
+      lambda power, *, losses, **unused: jnp.exp(-power * losses), 0.1, optax.sgd(rate)
+    ),
+    ("meta_alignment", *BY_LOSS),
+    {"rate": 1.0},
+    rescales="the weights that come in teach it",
+  ),
   "learning_to_reweight": Law(
     rw.meta.learning_to_reweight, ("meta_alignment", "mask"), rescales="it ends with normalize"
   ),
+  "lilaw": Law(
+    lambda rate: rw.meta.lilaw(optax.sgd(rate)), ("meta_outputs", *BY_LABEL), {"rate": 1.0}
+  ),
+  "lilaw_meta_gradient": Law(
+    lambda rate: rw.meta.lilaw_meta_gradient(optax.sgd(rate)),
+    ("meta_alignment", *BY_LABEL, "mask"),
+    {"rate": 5.0},
+    rescales="the weights that come in teach it",
+  ),
   "loss_quantiles": Law(rules.loss_quantiles, BY_LOSS, {"low": 0.2, "high": 0.8}),
   "loss_transform": Law(lambda: rules.loss_transform(jnp.tanh), ("losses",)),
+  "meta_weight_net": Law(
+    lambda rate: rw.meta.meta_weight_net(optax.sgd(rate), hidden=4, key=jax.random.key(0)),
+    ("meta_alignment", *BY_LOSS),
+    {"rate": 1.0},
+    rescales="weights average 1",
+  ),
   "mix_with_uniform": Law(
     rules.mix_with_uniform, ("mask",), {"share": 0.3}, rescales="the share of 1 stays what it is"
   ),
@@ -145,6 +177,7 @@ FAMILIES = (
   "generalized_cross_entropy",
   "gradient_harmonizing",
   "importance_ratio",
+  "learned_weights",
   "learning_to_reweight",
   "normalize_decay",
   "random_weights",
@@ -183,12 +216,23 @@ def _evidence(
   return jnp.asarray(weights, dtype), arrays
 
 
+def _with_functions(arrays):
+  """The evidence, with the two functions of the meta batch among it."""
+  evidence, alignment = dict(arrays), arrays["alignment"]
+  del evidence["alignment"]
+
+  def meta_outputs():
+    logits, labels = jnp.asarray(META_LOGITS, alignment.dtype), jnp.asarray(META_LABELS, jnp.int32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return rw.types.Outputs(losses, logits), labels
+
+  return {"meta_alignment": lambda at=None: alignment, "meta_outputs": meta_outputs, **evidence}
+
+
 def _update(rule, weights, arrays, state=None):
-  """One update; the meta alignment becomes a function again."""
-  alignment = arrays["alignment"]
-  evidence = {name: array for name, array in arrays.items() if name != "alignment"}
+  """One update; what is known of the meta batch becomes functions again."""
   state = rule.init(jnp.ones_like(weights)) if state is None else state
-  return rule.update(weights, state, None, meta_alignment=lambda at=None: alignment, **evidence)
+  return rule.update(weights, state, None, **_with_functions(arrays))
 
 
 def _two_steps(update, weights, arrays, state):
@@ -321,7 +365,7 @@ class RuleLawsTest(parameterized.TestCase):
   def test_missing_evidence_is_a_type_error_that_names_it(self, name, need):
     rule = LAWS[name].rule()
     weights, arrays = _evidence(num_padding=0)
-    evidence = {**arrays, "meta_alignment": lambda at=None: arrays["alignment"]}
+    evidence = _with_functions(arrays)
     del evidence[need]
     with self.assertRaisesRegex(TypeError, need):
       rule.update(weights, rule.init(weights), **evidence)
@@ -333,7 +377,9 @@ class RuleLawsTest(parameterized.TestCase):
     state = rw.training.init_train_state(
       params, (), rule, tx, key=jax.random.key(0), batch_size=SIZE
     )
-    step = rw.training.make_train_step(rw.losses.from_apply(_linear), rule, tx)
+    step = rw.training.make_train_step(
+      rw.losses.from_apply(_linear), rule, tx, virtual_optimizer=optax.sgd(0.1)
+    )
     new, metrics = step(state, batch, clean)
     expected = params - jnp.tensordot(metrics.weights, rows, axes=1) / (SIZE - 1)
     np.testing.assert_allclose(new.params, expected, rtol=1e-5, atol=1e-6)
@@ -362,14 +408,19 @@ def _linear_problem():
 class TableTest(absltest.TestCase):
   def test_every_public_rule_is_in_the_table(self):
     states = {name for name in rules.__all__ if name.endswith("State")} | {"label_shift_ratios"}
-    routes = {
+    others = {
+      "LearnedWeightsState",
+      "LilawScalars",
       "ROUTES",
+      "class_size_groups",
       "example_weights",
       "forward_alignment",
+      "learned_params",
       "meta_direction",
       "nested_alignment",
+      "weight_curve",
     }
-    public = (set(rules.__all__) - states - {"weighting_rule"}) | (set(rw.meta.__all__) - routes)
+    public = (set(rules.__all__) - states - {"weighting_rule"}) | (set(rw.meta.__all__) - others)
     self.assertLessEqual(public, set(NAMES))
 
 
