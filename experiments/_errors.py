@@ -52,9 +52,7 @@ def run_binary(
 
   def guarded(argv: Sequence[str]) -> None:
     del argv  # holds the program's name alone
-    # What Orbax logs of a checkpoint that fails are tracebacks; the run says it in one line.
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _report_unraisable
+    silence_orbax()
     exit_on_mistake(lambda: main(flags.FLAGS))
 
   app.run(
@@ -104,6 +102,12 @@ def exit_on_mistake(call: Callable[[], Any]) -> Any:
     message, status = f"terminated; {GOES_ON}", 143
   print(f"error: {' '.join(message.split())}", file=sys.stderr)
   sys.exit(status)
+
+
+def silence_orbax() -> None:
+  """What it tells of a checkpoint that fails are tracebacks; the run says it in one line."""
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _report_unraisable
 
 
 def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:

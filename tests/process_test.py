@@ -1,6 +1,7 @@
-"""Real processes: out of space, terminated, killed; what is left goes on to the same end."""
+"""Out of space, and real processes: terminated, killed; what is left goes on to the same end."""
 
 import random
+import resource
 import signal
 
 from absl.testing import absltest
@@ -10,15 +11,18 @@ from tests import processes
 
 class StopTest(processes.ProcessTestCase):
   def test_a_run_that_was_stopped_in_three_ways_ends_bit_for_bit_as_an_undisturbed_one(self):
-    undisturbed = self.start("whole")
     with self.subTest("no space left is one line and status 1"):
-      # A limit on the size of a file stands for a full disk: 20 kB, smaller than a checkpoint.
-      full = self.start("stopped", "--compilation_cache=none", before="ulimit -f 20")
-      stderr = full.communicate()[1]
+      # A limit on the size of a file stands for a full disk: 10 kB, smaller than a checkpoint.
+      limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+      try:
+        status, stderr = self.finish("stopped")
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
       self.assertRegex(
         stderr, r"\Aerror: cannot write a checkpoint to .*; once there is space .* goes on .*\n\Z"
       )
-      self.assertEqual(full.returncode, 1)
+      self.assertEqual(status, 1)
     with self.subTest("SIGTERM is one line and status 143"):
       terminated = self.start("stopped")
       stderr = self.stop(terminated, signal.SIGTERM, "stopped")
@@ -26,10 +30,11 @@ class StopTest(processes.ProcessTestCase):
       self.assertEqual(terminated.returncode, 143)
     seconds = random.uniform(0, 0.3)  # any moment will do
     self.stop(self.start("stopped"), signal.SIGKILL, "stopped", seconds)
-    for process in (undisturbed, self.start("stopped")):
-      stderr = process.communicate()[1]
-      self.assertEqual(process.returncode, 0, stderr)
-      self.assertRegex(stderr, r"\A(digits, pair noise 0.45, finetune, seed 0: step \d+: .*\n)+\Z")
+    for name in ("whole", "stopped"):
+      status, stderr = self.finish(name)
+      self.assertEqual(status, 0, stderr)
+      line = r".*/small.npz, pair noise 0.45, finetune, seed 0: step \d+: .*\n"
+      self.assertRegex(stderr, rf"\A({line})+\Z")
     with self.subTest(f"killed {seconds} s after a checkpoint"):
       self.assert_same_files("stopped", "whole")
 
