@@ -165,6 +165,18 @@ class Centered(nn.Module):
     return nn.Dense(CLASSES)(nn.tanh(x - x.mean(0, keepdims=True)))
 
 
+class CenteredInHalf(nn.Module):
+  """The same, a little of it and in bfloat16, where rounding could hide it."""
+
+  share: float
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dense(4, dtype=jnp.bfloat16)(x)
+    x = nn.tanh(x - self.share * x.mean(0, keepdims=True))
+    return nn.Dense(CLASSES, dtype=jnp.bfloat16)(nn.LayerNorm(dtype=jnp.bfloat16)(x))
+
+
 class Normed(nn.Module):
   @nn.compact
   def __call__(self, x, train):
@@ -207,6 +219,7 @@ REFUSED = {
   "positions is used outside": (Positions(), (5,)),
   "Embed_0/embedding is used outside": (Tied(), (3,)),
   "differ from a backward pass": (Centered(), (5,)),
+  "made-up values push and pull": (CenteredInHalf(0.2), (5,)),
   "BatchNorm_0 writes to batch_stats": (Normed(), (5,)),
   "Embed_0 has an output that all examples share": (Table(), (5,)),
   "Dense_0 has an output that merges the batch": (Merged(), (5,)),
@@ -223,6 +236,16 @@ class RefusedTest(parameterized.TestCase):
     loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
     with self.assertRaisesRegex(ghost.RefusedError, message):
       ghost.linearize(loss_fn, params, model_state, batch)
+
+  def test_a_model_in_bfloat16_is_taken(self):
+    net = CenteredInHalf(0.0)
+    params, model_state, batch = _problem(net, (5,), jnp.float32)
+    loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
+    linearized = ghost.linearize(loss_fn, params, model_state, batch)
+    pulled, pushed = linearized.pull(jnp.ones(SIZE)), linearized.push(params)
+    self.assertEqual(
+      {leaf.dtype for leaf in jax.tree.leaves((pulled, pushed))}, {np.dtype("float32")}
+    )
 
   def test_a_loss_without_a_recorder_is_refused(self):
     params, model_state, batch = _problem(Shared(), (5,), jnp.float32)

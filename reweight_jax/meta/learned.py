@@ -42,8 +42,7 @@ def learned_weights(
 
   Unlike in `learning_to_reweight` the length of the virtual step matters: give
   `training.make_train_step` a `virtual_optimizer`, as published SGD at the learning rate of the
-  model. It must be differentiable where a gradient is 0, which Adam is not. The split step cannot
-  serve this rule.
+  model, or training's own optimizer. The split step cannot serve this rule.
 
   Guarantees: padding stays at weight 0, and what stands there is zeroed before the factors see it;
   permuting the batch permutes the weights. Parameters and optimizer state are in the rule's state,
