@@ -29,10 +29,11 @@ rules = {
     rw.rules.exponential_emphasis(8.0, normalization="batch"),
   ),
 }
+routes = {"batch_norm": "forward", "mlp": "ghost"}
 for name, rule in rules.items():
   loss_fn, params, model_state = zoo.make(name)
   tx = optax.sgd(0.1, momentum=0.9)
-  step = jax.jit(rw.training.make_train_step(loss_fn, rule, tx))
+  step = jax.jit(rw.training.make_train_step(loss_fn, rule, tx, route=routes[name]))
   key = jax.random.key(0)
   start = rw.training.init_train_state(params, model_state, rule, tx, key=key, batch_size=16)
   batch = zoo.random_batch(1, 16, num_padding=3)
