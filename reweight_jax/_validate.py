@@ -44,6 +44,13 @@ def check_number(
     raise ValueError(f"{name} expects {what}, got {value}.")
 
 
+def check_decay(name: str, value: Any) -> None:
+  """Raises ValueError unless a plain number is in [0, 1), in float32 too: at 1 nothing moves."""
+  check_number(name, value, at_least=0, below=1)
+  if isinstance(value, float) and np.float32(value) == 1:
+    raise ValueError(f"{name} expects a number that float32 can tell from 1, got {value}.")
+
+
 def check_table(name: str, values: Any, row: str, *, at_least: float = 0.0) -> np.ndarray:
   """Returns plain numbers, one for each class or example, or raises ValueError naming the first
   that is not finite or too small; concrete arrays are read.

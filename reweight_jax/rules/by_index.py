@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from reweight_jax._arrays import bias_corrected, moving_average
-from reweight_jax._validate import check_number, check_table
+from reweight_jax._validate import check_decay, check_number, check_table
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.rules.selection import large_loss
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
@@ -142,11 +142,7 @@ def smooth_by_index(num_examples: int, decay: ScalarLike = 0.9) -> WeightingRule
     [3.]
   """
   check_number("smooth_by_index: num_examples", num_examples, at_least=1, whole=True)
-  check_number("smooth_by_index: decay", decay, at_least=0, below=1)
-  if isinstance(decay, float) and np.float32(decay) == 1:
-    raise ValueError(
-      f"smooth_by_index: decay expects a number that float32 can tell from 1, got {decay}."
-    )
+  check_decay("smooth_by_index: decay", decay)
 
   def init(weights: Array) -> SmoothByIndexState:
     return SmoothByIndexState(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax._arrays import at_least_float32, bias_corrected, moving_average, num_real
-from reweight_jax._validate import check_number
+from reweight_jax._validate import check_decay, check_number
 from reweight_jax.losses import log_error_probability
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
 
@@ -55,7 +55,7 @@ def gradient_harmonizing(num_bins: int = 30, decay: ScalarLike = 0.75) -> Weight
     ['0.67', '0.67', '0.67', '2.00']
   """
   check_number("gradient_harmonizing: num_bins", num_bins, at_least=1, whole=True)
-  check_number("gradient_harmonizing: decay", decay, at_least=0, below=1)
+  check_decay("gradient_harmonizing: decay", decay)
 
   def init(weights: Array) -> GradientHarmonizingState:
     return GradientHarmonizingState(jnp.zeros(num_bins, weights.dtype), jnp.zeros((), jnp.int32))

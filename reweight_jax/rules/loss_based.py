@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax._arrays import bias_corrected, moving_average, num_real
-from reweight_jax._validate import check_choice, check_number
+from reweight_jax._validate import check_choice, check_decay, check_number
 from reweight_jax.rules._rule import of_the_loss, times
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
 
@@ -184,7 +184,7 @@ def super_loss(
     ['1.000', '0.368']
   """
   check_number("super_loss: lam", lam, above=0)
-  check_number("super_loss: decay", decay, at_least=0, below=1)
+  check_decay("super_loss: decay", decay)
 
   def factor(losses: Array, tau: Array) -> Array:
     excess = (losses - tau) / (2 * lam)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from reweight_jax._arrays import bias_corrected, moving_average, num_real
-from reweight_jax._validate import check_choice, check_number
+from reweight_jax._validate import check_choice, check_decay, check_number
 from reweight_jax.rules._rule import weighting_rule
 from reweight_jax.types import Array, Params, ScalarLike, WeightingRule
 
@@ -74,7 +74,7 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
   check_choice("normalize: to", to, ("mean",))
   if decay is None:
     return weighting_rule(_normalize_batch)
-  check_number("normalize: decay", decay, at_least=0, below=1)
+  check_decay("normalize: decay", decay)
 
   def init(weights: Array) -> NormalizeState:
     return NormalizeState(jnp.zeros((), weights.dtype), jnp.zeros((), jnp.int32))
