@@ -40,8 +40,7 @@ def examples_are_coupled(
 def _is_coupled(
   loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, with_key: bool
 ) -> bool:
-  # Compiled ahead of time, so that it runs at once also while an outer jit is being traced.
-  compiled = _other_losses.lower(loss_fn, leaves, structure, with_key).compile()
+  compiled = compile_to_run_once(_other_losses.lower(loss_fn, leaves, structure, with_key))
   try:
     before, after = compiled()
   except TypeError:  # traced values that the loss closes over have become hidden arguments
@@ -64,6 +63,15 @@ def _other_losses(
   )
   run = lambda batch: loss_fn(params, model_state, batch, key).losses[1:]
   return run(one), run(one._replace(inputs=inputs, labels=labels))
+
+
+def compile_to_run_once(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles ahead of time, so that it can run at once also while an outer jit is being traced.
+
+  On a CPU with little optimization, which takes half as long.
+  """
+  options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return lowered.compile(compiler_options=options)
 
 
 def made_up(

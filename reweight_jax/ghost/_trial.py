@@ -46,9 +46,9 @@ def _largest_error(
   recorder: Recorder, loss_fn: PerExampleLoss, leaves: tuple[Any, ...], structure: Any, keyed: bool
 ) -> float | None:
   """In units of what rounding explains; None where the loss cannot be run."""
-  # Compiled ahead of time, so that it runs at once also while an outer jit is being traced.
   with jax.default_matmul_precision("highest"):
-    compiled = _errors.lower(recorder, loss_fn, leaves, structure, keyed).compile()
+    lowered = _errors.lower(recorder, loss_fn, leaves, structure, keyed)
+    compiled = _coupling.compile_to_run_once(lowered)
   try:
     return float(np.asarray(compiled()).max())
   except TypeError:  # traced values that the loss closes over have become hidden arguments
