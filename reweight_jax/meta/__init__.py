@@ -7,12 +7,14 @@
 | learned | rules whose factors have parameters, learned by the meta-gradient: the engine |
 | weight_net | such factors from a net of the loss: Meta-Weight-Net, CMW-Net |
 | lilaw | such factors from three numbers, learned as published or by the meta-gradient |
+| subset | which layers the meta-gradient may be restricted to |
 """
 
 from reweight_jax.meta.learned import LearnedWeightsState, learned_params, learned_weights
 from reweight_jax.meta.lilaw import LilawScalars, lilaw, lilaw_meta_gradient
 from reweight_jax.meta.reweight import align, example_weights, learning_to_reweight
 from reweight_jax.meta.routes import ROUTES, forward_alignment, meta_direction, nested_alignment
+from reweight_jax.meta.subset import ChosenLayers, choose_layers
 from reweight_jax.meta.weight_net import (
   class_aware_weight_net,
   class_size_groups,
@@ -22,9 +24,11 @@ from reweight_jax.meta.weight_net import (
 
 __all__ = [
   "ROUTES",
+  "ChosenLayers",
   "LearnedWeightsState",
   "LilawScalars",
   "align",
+  "choose_layers",
   "class_aware_weight_net",
   "class_size_groups",
   "example_weights",
