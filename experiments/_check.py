@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import reweight_jax as rw
-from experiments import _methods
+from experiments import _meta, _methods
 from experiments._config import PROTOCOLS, Config
 from experiments._errors import UsageError
 from experiments._rule_options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, DECAY, Range
@@ -43,6 +43,8 @@ _RANGES: dict[str, Range] = {
   "checkpoint_every": _COUNT,
   "keep": _COUNT,
   "chunk_steps": _COUNT,
+  "virtual_steps": _COUNT,
+  "meta_every": _COUNT,
   "parallel_seeds": _COUNT,
 }
 
@@ -77,6 +79,7 @@ def check_numbers(config: Config) -> None:
       f"got {','.join(map(str, config.decay_at))}"
     )
   _check_pairs(config)
+  _meta.check(config, _rules(config))
 
 
 def _check_rule_options(config: Config) -> None:
@@ -171,6 +174,9 @@ def _check_words(config: Config) -> None:
     "precision": (PRECISIONS, [config.precision]),
     "schedule": (SCHEDULES, [config.schedule]),
     "route": (rw.meta.ROUTES, [config.route]),
+    "virtual_optimizer": (_meta.VIRTUAL_OPTIMIZERS, [config.virtual_optimizer]),
+    "meta_labels": (_meta.LABELS, [config.meta_labels]),
+    "meta_loss": (_meta.LOSSES, [config.meta_loss]),
   }
   for flag, (choices, words) in known.items():
     for word in words:

@@ -206,13 +206,17 @@ def _train(
 ) -> None:
   """Trains the runs of one method, as many at once as the configuration says, and draws them."""
   name = f"{config.title()}, {runs[0].folder.parent.name}"
+  notes = list(dict.fromkeys(phase.note for run in runs for phase in run.phases if phase.note))
   for group in _parallel.groups(config, runs, setup):
     progress.begin(f"{name}, seed {', '.join(str(run.seed) for run in group)}")
     unfinished = [run for run in group if not (run.folder / "weights.npz").exists()]
     finished = len(group) - len(unfinished)
     if finished:
       progress.advance(finished * _lane.total_steps(group[0]), "finished before")
+    for note in notes if unfinished else ():
+      progress.tell(note)
     if unfinished:
+      notes.clear()
       _run.train(unfinished, setup)
     for run in group:
       if config.pictures and not (run.folder / "plots" / "run.png").exists():

@@ -63,6 +63,12 @@ class Config:
   importance_file: str | None = None
   ema_decay: float | None = None
   route: str = "forward"
+  virtual_optimizer: str | None = None  # None: training for rules that need it, else none
+  virtual_steps: int = 1
+  meta_every: int = 1  # steps between meta batches
+  meta_layers: tuple[str, ...] = ()  # (): all
+  meta_labels: str = "clean"
+  meta_loss: str = "ce"
   rule_options: RuleOptions = DEFAULT_RULE_OPTIONS
   eval_every: int = 50
   checkpoint_every: int = 1000
@@ -139,6 +145,10 @@ class Config:
     }
     for name in (*EXECUTION, *FILES_OF_METHODS):
       del fields[name]
+    fields["meta_layers"] = list(self.meta_layers)
+    for name, default in ADDED.items():
+      if fields[name] == default:
+        del fields[name]
     del fields["rule_options"]
     return fields | self.rule_options.given()
 
@@ -148,6 +158,16 @@ EXECUTION = (
   *("checkpoint_every", "keep", "chunk_steps", "parallel_seeds", "pictures", "resume"),
 )
 """The fields that decide which runs there are and how they are carried out, not their numbers."""
+ADDED: dict[str, Any] = {
+  "virtual_optimizer": None,
+  "virtual_steps": 1,
+  "meta_every": 1,
+  "meta_layers": [],
+  "meta_labels": "clean",
+  "meta_loss": "ce",
+}
+"""The fields that came later, with their defaults, at which a setting leaves them out: so the names
+of workdirs, which are made of it, stay as they were."""
 FILES = ("dataset", "human_labels", "train_file", "test_file")
 """The fields that name, or may name, a file that every method reads."""
 FILES_OF_METHODS = ("reference", "importance_file")

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 import reweight_jax as rw
-from experiments import _check, _methods
+from experiments import _check, _meta, _methods
 from experiments._config import PROTOCOLS, Config, with_protocol
 from experiments._errors import UsageError
 from experiments._rule_options import RuleOptions
@@ -72,6 +72,12 @@ def define_flags(
   text("importance_file", "NPZ file with arrays index and ratio, for importance_ratio")
   number("ema_decay", "evaluate a moving average of the params; default none")
   text("route", f"to the meta-gradient, {words(rw.meta.ROUTES)}", default.route)
+  text("virtual_optimizer", f"of the virtual step, {words(_meta.VIRTUAL_OPTIMIZERS)}; by method")
+  whole("virtual_steps", "virtual steps on the batch, by --route=nested", default.virtual_steps)
+  whole("meta_every", "steps between meta batches, for l2rw", default.meta_every)
+  text("meta_layers", "of the meta-gradient: last, or a list of layers' names; default all")
+  text("meta_labels", f"of the meta set, {words(_meta.LABELS)}", default.meta_labels)
+  text("meta_loss", f"of the meta set, {words(_meta.LOSSES)}", default.meta_loss)
   whole("eval_every", "steps between evaluations", default.eval_every)
   whole("checkpoint_every", "steps between checkpoints", default.checkpoint_every)
   whole("keep", "newest checkpoints kept, beside the best one", default.keep)
@@ -97,7 +103,12 @@ def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
     given.setdefault("methods", ())
   if "method" in given:
     given["methods"] = _split(given["method"])
-  lists = [("rules", str, ""), ("seeds", int, "0,1"), ("decay_at", float, ".5")]
+  lists = [
+    ("rules", str, ""),
+    ("meta_layers", str, ""),
+    ("seeds", int, "0,1"),
+    ("decay_at", float, ".5"),
+  ]
   lists += [(name, float, "0,2.5") for name in _option_lists()]
   for name, kind, example in lists:
     if name in given:

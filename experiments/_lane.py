@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _evaluation, _steps
+from experiments import _evaluation, _steps, _weight_curve
 from experiments._errors import DivergedError, UsageError
 from experiments._task import Task
 from reweight_jax import checkpointing, ledger, runlog, training
@@ -32,6 +32,8 @@ class Phase(NamedTuple):
   uses_meta_batch: bool
   step: _steps.LoopStep
   balanced_from: int | None = None  # the step of the phase from which batches balance the classes
+  meta_every: int = 1  # steps between meta batches; above 1 the state keeps the meta direction
+  note: str = ""  # what is to be told of it
 
 
 class Schedule(NamedTuple):
@@ -84,6 +86,7 @@ def begin(run: Run, done: int, schedule: Schedule) -> _steps.Carry:
     phase.tx,
     key=jax.random.key(run.seed),
     batch_size=schedule.batch_size,
+    keep_direction=phase.meta_every > 1,
   )
   # Copies: the step donates its carry, so no buffer may be in it twice.
   keeps_averages = schedule.ema_decay is not None
@@ -137,7 +140,13 @@ def next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.
   """Hands params, statistics, key and step on; rule and optimizer start afresh."""
   old = carry.state
   state = training.init_train_state(
-    old.params, old.model_state, phase.rule, phase.tx, key=old.key, batch_size=schedule.batch_size
+    old.params,
+    old.model_state,
+    phase.rule,
+    phase.tx,
+    key=old.key,
+    batch_size=schedule.batch_size,
+    keep_direction=phase.meta_every > 1,
   )
   return carry._replace(state=state._replace(step=old.step))
 
@@ -189,6 +198,9 @@ def write_results(lane: Lane, setup: Setup) -> None:
   train = _evaluation.padded(np.asarray(setup.inputs[task.train]), task.labels[task.train])
   assert train is not None  # there is always something to train on
   on_train = predict(train)
+  _weight_curve.write(
+    lane.run.folder, lane.carry.state.rule_state, on_train.losses, task.class_counts("train")
+  )
   runlog.write_npz(
     lane.run.folder / "weights.npz",
     {

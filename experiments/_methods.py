@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import optax
 
 import reweight_jax as rw
+from experiments import _learned
 from experiments._rule_options import RuleOptions
 from reweight_jax import densities, rules
 from reweight_jax.densities import Density
@@ -75,6 +76,10 @@ def _label_shift(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule
     ) from error
 
 
+def _learning(name: str) -> Any:
+  return lambda options, facts, seed: _learned.make(name, options, facts.counts, seed)
+
+
 # Each rule is made of the options, the facts of the task, and a seed.
 RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   "align": lambda o, facts, seed: rw.meta.align(),
@@ -139,6 +144,7 @@ RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   "uniform": lambda o, facts, seed: rules.uniform(),
   "exponential_emphasis": _exponential_emphasis,
   **{name: _emphasis(density, None) for name, density in _DENSITIES.items()},
+  **{name: _learning(name) for name in _learned.NAMES},
   # The losses themselves, without the normalization of derivative manipulation.
   "absolute_error": _emphasis(_DENSITIES["absolute_emphasis"], "none"),
   "squared_probability_error": _emphasis(_DENSITIES["squared_emphasis"], "none"),
@@ -150,6 +156,11 @@ METHODS: dict[str, Recipe] = {
   "clean_only": Recipe(("uniform",), source="meta"),
   "finetune": Recipe(("uniform",), finetunes=True),
   "l2rw": Recipe(("learning_to_reweight",)),
+  # Factors that learn from the meta set.
+  "meta_weight_net": Recipe(("meta_weight_net",)),
+  "class_aware_weight_net": Recipe(("class_aware_weight_net",)),
+  "lilaw": Recipe(("lilaw",)),
+  "lilaw_meta": Recipe(("lilaw_meta_gradient",)),
   # Derivative manipulation: the length of an example's gradient, chosen.
   "dm": Recipe(("exponential_emphasis",)),
   "imae": Recipe(("imae_emphasis",)),
@@ -195,8 +206,8 @@ METHODS: dict[str, Recipe] = {
   "hard_mining": Recipe(("hard_mining", "normalize")),
 }
 
-NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight"})
-NEEDS_COUNTS = frozenset({"class_balanced", "inverse_frequency"})
+NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight", *_learned.NAMES})
+NEEDS_COUNTS = frozenset({"class_aware_weight_net", "class_balanced", "inverse_frequency"})
 NEEDS_REFERENCE = frozenset({"just_train_twice", "label_shift", "reducible_loss"})
 NEEDS_RATIOS = frozenset({"importance_ratio"})
 ON_UNIT_MARGIN = frozenset(

@@ -22,6 +22,8 @@ class Model(NamedTuple):
   meta_loss_fn: PerExampleLoss  # the same without smoothing and mixup
   margin_loss_fn: PerExampleLoss  # the unit margin, which rules of emphasis weigh
   predict: _evaluation.Predict
+  # (mae or gce, exponent of gce) -> loss of the meta batch; None if there is no other.
+  robust_meta_loss_fn: Callable[[str, float], PerExampleLoss] | None = None
 
 
 def image_model(config: Config, dataset: data.Dataset) -> Model:
@@ -61,6 +63,7 @@ def make_model(
   scaled = lambda params, state, inputs, key, train: apply_fn(
     params, state, rw.models.scale_uint8(inputs), key, train
   )
+  scaled.recorder = apply_fn.recorder  # type: ignore[attr-defined]
   loss = rw.losses.softmax_cross_entropy
   if label_smoothing:
     loss = rw.losses.smoothed_cross_entropy(label_smoothing)
@@ -80,6 +83,12 @@ def from_apply(apply_fn: ApplyFn, init: Callable[[Key, Any], tuple[Params, Model
   plain = rw.losses.from_apply(apply_fn)
   margin = rw.losses.from_apply(apply_fn, rw.losses.unit_margin)
   predict = _evaluation.make_predictor(rw.losses.from_apply(apply_fn, train=False))
+
+  @functools.cache  # equal arguments, one function: it is part of a compiled step
+  def robust(name: str, q: float) -> PerExampleLoss:
+    known = {"mae": rw.losses.absolute_error, "gce": rw.losses.generalized_cross_entropy(q)}
+    return rw.losses.from_apply(apply_fn, known[name])
+
   # Drawing the params compiles 3 times as fast this way, to the same bits.
   options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-  return Model(jax.jit(init, compiler_options=options), plain, plain, margin, predict)
+  return Model(jax.jit(init, compiler_options=options), plain, plain, margin, predict, robust)

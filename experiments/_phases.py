@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from experiments import _methods, _reference, _steps
+from experiments import _meta, _methods, _reference, _steps
 from experiments._config import WITHOUT_FLIPS, Config
 from experiments._errors import UsageError
 from experiments._lane import Phase, Schedule
@@ -70,13 +70,24 @@ def make_phases(
       reference=bool(names & _methods.NEEDS_REFERENCE),
     )
   _check_sizes(config.rule_options, names, task.num_classes)
+  loss_fn = model.margin_loss_fn if _methods.ON_UNIT_MARGIN & names else model.loss_fn
+  uses_meta_batch = bool(_methods.NEEDS_META_BATCH & names)
+  route, note = _meta.route(config, loss_fn, model, dataset)
   options = _steps.StepOptions(
-    config.route,
+    route,
     config.augment_kind(),
     config.dataset not in WITHOUT_FLIPS,
     config.ema_decay,
     config.precision,
   )
+  meta_loss_fn = model.meta_loss_fn
+  if uses_meta_batch:  # other methods share a step, whatever these flags say
+    meta_loss_fn = _meta.meta_loss_fn(config, model)
+    options = options._replace(
+      virtual_optimizer=_meta.virtual_optimizer(config, names),
+      virtual_steps=config.virtual_steps,
+      meta_layers=_meta.layers(config, model, dataset),
+    )
 
   def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
@@ -84,8 +95,8 @@ def make_phases(
     facts = _methods.Facts(counts, task.num_classes, len(task.labels), examples)
     rule = _methods.compose(recipe.rules, config.rule_options, facts, seed, burn_in)
     step = _loop_step(
-      model.margin_loss_fn if _methods.ON_UNIT_MARGIN & names else model.loss_fn,
-      model.meta_loss_fn,
+      loss_fn,
+      meta_loss_fn,
       _Rules(
         recipe.rules,
         _methods.compiled_options(recipe.rules, config.rule_options),
@@ -95,9 +106,9 @@ def make_phases(
       tx,
       options,
     )
-    uses_meta_batch = bool(_methods.NEEDS_META_BATCH & names)
     balanced_from = burn_in if recipe.sampler == "balanced" and source == "train" else None
-    return Phase(source, num_steps, rule, tx, uses_meta_batch, step, balanced_from)
+    every = config.meta_every if uses_meta_batch else 1
+    return Phase(source, num_steps, rule, tx, uses_meta_batch, step, balanced_from, every, note)
 
   num_steps = config.num_steps(len(task.train))
   burn_in = round(config.defer_until * num_steps) if recipe.is_deferred else 0

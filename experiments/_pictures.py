@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import reweight_jax as rw
+from experiments import _weight_curve
 from experiments._errors import UsageError
 from reweight_jax import data, runlog
 
@@ -40,6 +41,13 @@ def write_run_plots(folder: pathlib.Path, dataset: data.Dataset) -> None:
       true_labels=dataset.train_labels[rows],
     )
     _save(figure, place / "images.png", None)
+
+  if (folder / _weight_curve.FILE).exists():
+    curve = read_arrays(folder / _weight_curve.FILE)
+    figure = _figure(7, 4.5)
+    losses, labels = weights["last_loss"], weights["given_label"]
+    _weight_curve.draw(figure.subplots(), curve, losses, labels, is_noisy)
+    _save(figure, place / "weight_curve.png", name)
 
   # Last: it says that the others are there.
   figure = _figure(12, 9)

@@ -50,6 +50,10 @@ class Progress:
       if self._bar.disable and time.monotonic() - self._last_line > self._seconds:
         self._print()
 
+  def tell(self, text: str) -> None:
+    """A line about the run at hand that stays."""
+    tqdm.write(f"{self._name}: {text}", file=sys.stderr)
+
   def end(self) -> None:
     """Says how the run at hand ended."""
     if self._bar.disable and self._text:

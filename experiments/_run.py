@@ -107,14 +107,14 @@ def _stretch(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> 
   labels = _join([lane.labels for lane in group])
   start, keep_ledger = done, phase.source == "train"
   while done < stop and request.received is None:
-    count = schedule.chunk_steps if stop - done >= schedule.chunk_steps else 1
+    count, has_meta = _next_program(phase, schedule, offset + done - start, stop - done)
     step: Any = phase.step.many
     rows: Any = (slice(None), slice(done - start, done - start + count))
     if len(group) == 1 and schedule.chunk_steps > 1:
       step, rows = phase.step.chunk, (0, rows[1])
     elif len(group) == 1:
       step, rows = phase.step.one, (0, done - start)
-    meta_batch = None if meta_batches is None else meta_batches[rows]
+    meta_batch = meta_batches[rows] if meta_batches is not None and has_meta else None
     carry = step(carry, setup.inputs, labels, batches[rows], meta_batch, keep_ledger=keep_ledger)
     done += count
     setup.advance(count * len(group), "")
@@ -123,6 +123,26 @@ def _stretch(group: list[Lane], setup: Setup, request: _signals.StopRequest) -> 
   for lane, part in zip(group, _split(carry, len(group)), strict=True):
     lane.carry, lane.done = part, done
     lane.input_seconds = group[0].input_seconds
+
+
+def _next_program(phase: Phase, schedule: Schedule, offset: int, left: int) -> tuple[int, bool]:
+  """How many steps the next program takes, and whether they get meta batches.
+
+  Which steps do follows from their number in the phase alone, so that a resumed run is the same.
+
+  Args:
+    phase: that the steps are in.
+    schedule: with the longest program.
+    offset: steps of the phase that are done.
+    left: steps to the end of the stretch.
+  """
+  every, count = phase.meta_every, schedule.chunk_steps
+  if every == 1:
+    return (count if left >= count else 1), True
+  if offset % every == 0:
+    return 1, True
+  count = min(count, every - 1)
+  return (count if min(left, every - offset % every) >= count else 1), False
 
 
 def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import reweight_jax as rw
+from experiments import _meta
 from reweight_jax import ledger, training
 from reweight_jax.types import Array, Batch, Key, PerExampleLoss, WeightingRule
 
@@ -49,6 +50,9 @@ class StepOptions(NamedTuple):
   flips: bool = True
   ema_decay: float | None = None
   precision: str = "highest"
+  virtual_optimizer: str = "none"  # or "training"
+  virtual_steps: int = 1
+  meta_layers: tuple[str, ...] = ()  # beginnings of parameters' names; () for all
 
 
 class LoopStep(NamedTuple):
@@ -93,7 +97,14 @@ def make_loop_step(
 ) -> LoopStep:
   """The body of the loop: picks and augments the batch on the device, steps, keeps the books."""
   train_step = training.make_train_step(
-    loss_fn, rule, tx, meta_loss_fn=meta_loss_fn, route=options.route
+    loss_fn,
+    rule,
+    tx,
+    meta_loss_fn=meta_loss_fn,
+    route=options.route,
+    virtual_optimizer=tx if options.virtual_optimizer == "training" else None,
+    virtual_steps=options.virtual_steps,
+    meta_params=_chooser(options.meta_layers),
   )
 
   def step(
@@ -151,6 +162,10 @@ def is_finite(carry: Carry) -> bool:
   state = carry.state
   leaves = jax.device_get(jax.tree.leaves((state.params, state.model_state, state.opt_state)))
   return all(np.isfinite(leaf.astype(np.float32)).all() for leaf in leaves)
+
+
+def _chooser(layers: tuple[str, ...]) -> Callable[[str], bool] | None:
+  return (lambda name: _meta.is_below(name, layers)) if layers else None
 
 
 def _moved(averages: Any, state: training.TrainState, decay: float | None) -> Any:

@@ -11,7 +11,7 @@ from reweight_jax import data
 class Task(NamedTuple):
   """One seed's disjoint sets, as positions in the data set, and the labels that a run may see."""
 
-  labels: np.ndarray  # [examples] int32: noisy in train and validation, clean in meta
+  labels: np.ndarray  # [examples] int32: noisy in train and validation, clean in meta unless asked
   train: np.ndarray  # positions, int32, sorted
   meta: np.ndarray
   validation: np.ndarray
@@ -30,6 +30,8 @@ class Task(NamedTuple):
 
 def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
   """Splits a data set, thins out classes and corrupts the labels of training and validation.
+
+  Those of the meta set too if the configuration says so.
 
   Guarantees: train, meta and validation share no example, asserted by index; the clean meta set is
   stratified by the true class; all randomness comes from `seed`.
@@ -57,7 +59,9 @@ def make_task(config: Config, dataset: data.Dataset, seed: int) -> Task:
       validation=_thinned(config, clean, split.validation, num_classes, seed, is_validation=True),
     )
   labels = clean.astype(np.int32)
-  for part in (split.train, split.validation):
+  noisy_parts = [split.train, split.validation]
+  noisy_parts += [split.meta] if config.meta_labels == "noisy" else []
+  for part in noisy_parts:
     if part.size:
       labels[part] = _noisy_labels(config, dataset, part, seed)
   data.assert_disjoint(split)

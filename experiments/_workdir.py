@@ -22,7 +22,7 @@ import optax
 
 import reweight_jax as rw
 from experiments import _methods
-from experiments._config import FILES, FILES_OF_METHODS, Config
+from experiments._config import ADDED, FILES, FILES_OF_METHODS, Config
 from experiments._errors import UsageError
 from experiments._rule_options import RuleOptions
 from reweight_jax import runlog
@@ -82,7 +82,7 @@ def check(config: Config) -> None:
       "leave --noresume out to go on with it, delete that folder, or choose another --workdir"
     )
   # What a setting leaves out, or an older program did not know, has its default.
-  default = type(config)().setting() | vars(RuleOptions())
+  default = type(config)().setting() | ADDED | vars(RuleOptions())
   for folder in sorted(_all_folders(config)):
     there = _config_there(folder)
     if there is None:

@@ -87,7 +87,7 @@ ROOT = "runs/mnist_imbalanced"
 WITHOUT_FLAGS = (
   *("protocol", "dataset", "noise", "noise_rate", "human_labels", "imbalance", "imbalance_ratio"),
   *("model", "norm", "dtype", "augment", "label_smoothing", "mixup", "validation_size", "pictures"),
-  *("train_size", "meta_batch_size"),
+  *("train_size", "meta_batch_size", "meta_labels"),
 )
 
 
@@ -160,6 +160,7 @@ def _binary_lenet() -> _model.Model:
     logit, model_state = apply_fn(params, model_state, scaled(inputs), key, train)
     return jnp.concatenate([jnp.zeros_like(logit), logit], axis=1), model_state
 
+  two_logits.recorder = apply_fn.recorder  # type: ignore[attr-defined]
   return _model.from_apply(
     two_logits, lambda key, inputs: rw.models.init_linen(net, scaled(inputs), key)
   )
