@@ -94,6 +94,32 @@ class OptimizerTest(parameterized.TestCase):
     self.assertGreater(float(np.abs(alignments[1]).min()), 0)
     np.testing.assert_allclose(*alignments, rtol=1e-5)
 
+  @parameterized.parameters(
+    (optax.clip_by_global_norm(0.5),),
+    (optax.adaptive_grad_clip(0.5),),
+    (optax.clip_by_block_rms(0.5),),
+  )
+  def test_a_clip_that_lets_small_gradients_pass_changes_nothing_at_weights_0(self, clip):
+    x, y = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.3]]), np.array([1.0, -2.0, 0.5])
+    loss_fn, params, batch = _linear(x, y, 0.2)
+    _, _, trusted = _linear(x[:1], y[:1])
+    plain, clipped = (
+      meta.example_weights(loss_fn, params, (), batch, trusted, route=route, virtual_optimizer=tx)
+      for route, tx in (("forward", None), ("nested", optax.chain(clip, optax.sgd(0.1))))
+    )
+    self.assertGreater(float(plain.max()), 0)
+    np.testing.assert_allclose(clipped, plain, rtol=1e-5)
+
+  def test_adam_from_a_fresh_state_at_weights_0_divides_by_its_epsilon(self):
+    x, y = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.3]]), np.array([1.0, -2.0, 0.5])
+    loss_fn, params, batch = _linear(x, y, 0.2)
+    linearized = per_example.linearize(loss_fn, params, (), batch)
+    objective = make_meta_objective(loss_fn, (), batch, None)
+    plain = meta.forward_alignment(linearized, objective, params, None)
+    adam = Virtual(optax.adam(0.1, eps=1e-3))
+    fresh = meta.forward_alignment(linearized, objective, params, None, adam)
+    np.testing.assert_allclose(fresh, plain * 0.1 / 1e-3, rtol=1e-4)
+
   def test_a_meta_loss_that_is_not_a_number_stays_one(self):
     _, params, _ = _linear([[1.0]], [1.0])
     direction = meta.meta_direction(

@@ -113,8 +113,7 @@ def example_weights(
     meta_loss_fn: loss of the meta batch; None for `loss_fn`.
     virtual_optimizer: None for SGD, whose learning rate cancels. An optax transformation is a
       different method: the step that it would take, whose direction it transforms.
-    virtual_state: the optimizer's state, such as training's own; None for a fresh one. Adam from a
-      fresh state has no derivative at gradient 0, and gives weights 0.
+    virtual_state: the optimizer's state, such as training's own; None for a fresh one.
     meta_params: (name of a parameter, as in "Dense_0/kernel") -> whether the meta gradient is taken
       with respect to it. An approximation, for less work; None for all of them.
 

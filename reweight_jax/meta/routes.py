@@ -81,11 +81,22 @@ class Virtual(NamedTuple):
     """The parameters after one virtual step, and the optimizer's state."""
     if self.optimizer is None:
       return jax.tree.map(jnp.subtract, params, grads), state
-    updates, state = self.optimizer.update(grads, state, params)
+    updates, state = self.optimizer.update(jax.tree.map(_beside_0, grads), state, params)
     return optax.apply_updates(params, updates), state
 
 
 SGD = Virtual()
+
+
+def _beside_0(grad: Array) -> Array:
+  """The gradient, moved off 0 by what no update can see.
+
+  At exactly 0 (a dead unit; everything, at virtual weights 0) the derivatives of norms and square
+  roots are not numbers, also where that of the update is one: Adam's is 1 / eps there.
+  """
+  least = jnp.asarray(1e-20 if grad.dtype == jnp.float64 else 1e-12, grad.dtype)
+  move = jnp.where(jnp.abs(grad) < least, least - grad, jnp.zeros_like(grad))
+  return grad + jax.lax.stop_gradient(move)
 
 
 def check_virtual(virtual: Virtual, route: str, params: Params) -> None:
@@ -163,9 +174,6 @@ def meta_direction(
 ) -> Params:
   """The parameter direction whose push is the alignment.
 
-  Guarantees: 0 where the optimizer has no derivative and the meta gradient is finite. Adam has none
-  at a gradient and second moment of 0, as of a dead unit, where every example's gradient is 0 too.
-
   Args:
     meta_objective: params -> scalar.
     params: where the virtual step starts.
@@ -184,10 +192,7 @@ def meta_direction(
   moved, transpose = jax.vjp(lambda grads: virtual.step(grads, state, params)[0], grads)
   meta_gradient = _gradient(meta_objective, moved, virtual.moves)
   filled = zeros_for_none(meta_gradient, params)
-  direction = jax.tree.map(jnp.negative, transpose(filled)[0])
-  return jax.tree.map(
-    lambda d, g: jnp.where(jnp.isfinite(d) | ~jnp.isfinite(g), d, 0), direction, filled
-  )
+  return jax.tree.map(jnp.negative, transpose(filled)[0])
 
 
 def forward_alignment(
