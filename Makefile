@@ -30,6 +30,7 @@ format: $(VENV)/.tests  ## put the code into its form
 bench: $(VENV)/.experiments  ## FLOPs and wall time of the steps against plain training
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.rules --count=lowered
+	$(BIN)/python -m benchmarks.meta
 
 clean:  ## remove .venv and caches, not results
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -110,11 +110,11 @@ def random_batch(seed: int, size: int) -> Batch:
   return rw.types.make_batch(jnp.asarray(inputs), jnp.arange(size) % NUM_CLASSES)
 
 
-def random_variables(net: Any) -> tuple[Any, Any]:
+def random_variables(net: Any, inputs: Any = None) -> tuple[Any, Any]:
   """Params, He normal matrices and kernels, and a state of ones, without compiling a thing."""
   rng = np.random.default_rng(0)
-  images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-  variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
+  inputs = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32) if inputs is None else inputs
+  variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), inputs)
 
   def draw(leaf: Any) -> jax.Array:
     if len(leaf.shape) < 2:

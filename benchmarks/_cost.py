@@ -18,6 +18,7 @@ class Cost(NamedTuple):
   flops: float
   bytes_accessed: float
   temp_bytes: int
+  temp_bytes_of_programs: tuple[int, ...]  # the largest of them is the above
   compile_seconds: float  # tracing and lowering included
   call: Callable[..., Any]  # the step, ready to run
 
@@ -29,10 +30,12 @@ def measure(step: Callable[..., Any], shapes: Sequence[Any]) -> Cost:
   programs = [program.compile() for program in lowered]
   seconds = time.perf_counter() - start
   counts = [program.cost_analysis() or {} for program in programs]
+  temps = tuple(program.memory_analysis().temp_size_in_bytes for program in programs)
   return Cost(
     flops=sum(count.get("flops", 0) for count in counts),
     bytes_accessed=sum(count.get("bytes accessed", 0) for count in counts),
-    temp_bytes=max(program.memory_analysis().temp_size_in_bytes for program in programs),
+    temp_bytes=max(temps),
+    temp_bytes_of_programs=temps,
     compile_seconds=seconds,
     call=programs[0] if hasattr(step, "lower") else step,
   )
@@ -85,6 +88,21 @@ def check_cost_analysis() -> None:
         f"XLA's cost analysis on {jax.default_backend()} counts {counted:g} FLOPs in a {name} of "
         f"{expected:g}; run with JAX_PLATFORMS=cpu"
       )
+
+
+def counts_flops() -> bool:
+  """Whether XLA's counts can be relied on.
+
+  Raises:
+    RunError: if they cannot, and the backend is the one where they should be.
+  """
+  try:
+    check_cost_analysis()
+  except RunError:
+    if jax.default_backend() == "cpu":
+      raise
+    return False  # the backend hands products to a library, whose work XLA does not count
+  return True
 
 
 def time_steps(num_timings: int, calls: Sequence[Callable[[], Any]]) -> np.ndarray:

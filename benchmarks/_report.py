@@ -20,12 +20,12 @@ from reweight_jax import runlog
 Rows = Sequence[Mapping[str, Any]]
 
 
-def check_output(path: str | None) -> None:
+def check_output(path: str | None, suffix: str = ".json") -> None:
   """Raises UsageError, before the work, if the file could not be written after it."""
   if path is None:
     return
-  if pathlib.Path(path).suffix != ".json":
-    raise UsageError(f"--output: expected a name that ends in .json, got {path!r}")
+  if pathlib.Path(path).suffix != suffix:
+    raise UsageError(f"--output: expected a name that ends in {suffix}, got {path!r}")
   if not os.access(pathlib.Path(path).parent, os.W_OK):
     raise UsageError(f"--output: expected a folder that can be written to, got {path!r}")
 
@@ -100,10 +100,19 @@ def _bound_lines(rows: Rows) -> list[str]:
   ]
 
 
+def number(name: str, form: str, scale: float = 1.0) -> Callable[[Mapping[str, Any]], str]:
+  """A column of the numbers of that name, "-" where there is none."""
+  return lambda row: "-" if row.get(name) is None else f"{row[name] / scale:{form}}"
+
+
+def table(columns: Mapping[str, Callable[[Mapping[str, Any]], str]], rows: Rows) -> list[str]:
+  """The lines of a Markdown table."""
+  cells = [list(columns), ["---"] * len(columns)]
+  cells += [[show(row) for show in columns.values()] for row in rows]
+  return [f"| {' | '.join(line)} |" for line in cells]
+
+
 def _table(rows: Rows) -> list[str]:
-  number = lambda name, form, scale=1.0: (
-    lambda row: "-" if row.get(name) is None else f"{row[name] / scale:{form}}"
-  )
   columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step": lambda row: row["step"],
     "meta batch": lambda row: str(row["meta_batch_size"] or ""),
@@ -118,6 +127,4 @@ def _table(rows: Rows) -> list[str]:
     columns |= {"step s": number("seconds", ".3g"), "time ratio": number("time_ratio", ".2f")}
   if any(row["reason"] for row in rows):
     columns["not measured because"] = lambda row: row["reason"]
-  cells = [list(columns), ["---"] * len(columns)]
-  cells += [[show(row) for show in columns.values()] for row in rows]
-  return [f"| {' | '.join(line)} |" for line in cells]
+  return table(columns, rows)

@@ -20,6 +20,7 @@ import reweight_jax as rw
 from benchmarks import _cases
 
 Tensors = dict[str, torch.Tensor]
+Row = tuple[str, int | None, Callable[[], Any] | None, str]
 
 
 class Peer:
@@ -38,7 +39,7 @@ class Peer:
     self.dtype = getattr(torch, dtype)
     params, _ = _cases.random_variables(_cases.build(model, norm, dtype))
     self.params = {name: self._tensor(leaf) for name, leaf in _flat(params).items()}
-    self.batch = self._batch(1, batch_size)
+    self.batch = self.random_batch(1, batch_size)
     torch.set_num_threads(os.cpu_count() or 1)
 
   def plain_step(self) -> Tensors:
@@ -51,7 +52,7 @@ class Peer:
   def weighted_step(self, meta_batch_size: int) -> tuple[Tensors, torch.Tensor]:
     """Learning to reweight by double backward; returns the new params and the weights."""
     params = _leaves(self.params)
-    (inputs, labels), (meta_inputs, meta_labels) = self.batch, self._batch(2, meta_batch_size)
+    (inputs, labels), (meta_inputs, meta_labels) = self.batch, self.random_batch(2, meta_batch_size)
     virtual = torch.zeros(len(labels), device=self.device, requires_grad=True)
     losses = F.cross_entropy(self.logits(params, inputs), labels, reduction="none")
     grads = torch.autograd.grad(virtual @ losses, list(params.values()), create_graph=True)
@@ -59,7 +60,12 @@ class Peer:
     meta_loss = F.cross_entropy(self.logits(moved, meta_inputs), meta_labels)
     weights = torch.relu(-torch.autograd.grad(meta_loss, virtual)[0])
     total = weights.sum()
-    weights = weights / torch.where(total > 0, total, torch.ones_like(total))
+    return self.step_with(weights / torch.where(total > 0, total, torch.ones_like(total)))
+
+  def step_with(self, weights: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """SGD on the weighted sum of the losses; returns the new params and the weights."""
+    params = _leaves(self.params)
+    inputs, labels = self.batch
     losses = F.cross_entropy(self.logits(params, inputs, running=True), labels, reduction="none")
     return self._sgd(params, torch.autograd.grad(weights @ losses, list(params.values()))), weights
 
@@ -126,7 +132,8 @@ class Peer:
     tensor = torch.from_numpy(array).to(self.device)
     return tensor.to(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
-  def _batch(self, seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+  def random_batch(self, seed: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images and labels that our own steps are given."""
     batch = _cases.random_batch(seed, size)
     images = torch.from_numpy(np.array(batch.inputs).transpose(0, 3, 1, 2)).to(self.device)
     labels = torch.from_numpy(np.array(batch.labels)).long().to(self.device)
@@ -134,21 +141,27 @@ class Peer:
 
 
 def rows(
-  model: str, norm: str | None, dtype: str, batch_size: int, sizes: tuple[int, ...]
-) -> list[tuple[str, int | None, Callable[[], Any] | None, str]]:
-  """The peer's steps: name, size of the meta batch, the call, and why there is none."""
+  model: str,
+  norm: str | None,
+  dtype: str,
+  batch_size: int,
+  sizes: tuple[int, ...],
+  more: Callable[[Peer, int], list[Row]] = lambda peer, size: [],
+) -> list[Row]:
+  """The peer's steps: name, size of the meta batch, the call, and why there is none.
+
+  Those of `more` come after double backward, at each size.
+  """
   depth = model.removeprefix("resnet")
   if not (model.startswith("resnet") and depth.isdecimal() and int(depth) % 6 == 2):
     return [("torch plain", None, None, f"the peer has no {model}")]
   peer = Peer(model, norm or "batch", dtype, batch_size)
-  found: list[tuple[str, int | None, Callable[[], Any] | None, str]] = [
-    ("torch plain", None, _synchronized(peer.plain_step), "")
-  ]
+  found: list[Row] = [("torch plain", None, synchronized(peer.plain_step), "")]
   for size in sizes:
-    call = _synchronized(functools.partial(peer.weighted_step, size))
-    found.append(("torch double backward", size, call, ""))
+    call = synchronized(functools.partial(peer.weighted_step, size))
+    found += [("torch double backward", size, call, ""), *more(peer, size)]
   if peer.device == "cuda":
-    compiled = _synchronized(torch.compile(peer.plain_step))
+    compiled = synchronized(torch.compile(peer.plain_step))
     try:
       compiled()
       found.append(("torch plain, compiled", None, compiled, ""))
@@ -183,7 +196,9 @@ def peak_bytes(call: Callable[[], Any]) -> int | None:
   return torch.cuda.max_memory_allocated() - before
 
 
-def _synchronized(call: Callable[[], Any]) -> Callable[[], Any]:
+def synchronized(call: Callable[[], Any]) -> Callable[[], Any]:
+  """The call, over when the device has finished."""
+
   def run() -> Any:
     result = call()
     if torch.cuda.is_available():

@@ -73,7 +73,7 @@ class ChooseLayersTest(parameterized.TestCase):
 
   def test_no_alignment_counts_as_no_agreement(self):
     chosen = _choice(((0, 0), (0, 0)), 1)
-    self.assertEqual(chosen, (("layer0",), (0.0,)))
+    self.assertEqual(chosen, subset.ChosenLayers(("layer0",), (0.0,)))
 
   def test_parameters_of_a_layer_go_together_and_recorded_layers_serve_too(self):
     loss_fn, params, state = zoo.make("mlp", jnp.float32)
@@ -82,7 +82,7 @@ class ChooseLayersTest(parameterized.TestCase):
     self.assertCountEqual(chosen.names, ["Dense_0", "Dense_1", "Dense_2"])
     self.assertAlmostEqual(chosen.cosines[-1], 1, places=6)
     self.assertTrue(chosen("Dense_0/kernel") and chosen("Dense_0/bias"))
-    self.assertFalse(chosen._replace(names=("Dense_1",))("Dense_0/kernel"))
+    self.assertFalse(subset.ChosenLayers(("Dense_1",), (1.0,))("Dense_0/kernel"))
 
   @parameterized.parameters(
     (0, 1, "route .* got 'nested'", "nested"),

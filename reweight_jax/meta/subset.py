@@ -1,7 +1,7 @@
 """Which layers the meta gradient may be restricted to: a choice learned from a few batches."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from reweight_jax.types import Array, Batch, Key, ModelState, Params, PerExample
 BatchPair = tuple[Batch, Batch]
 
 
-class ChosenLayers(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ChosenLayers:
   """Some of a model's layers; as a function, whether a parameter belongs to one of them.
 
   Attributes:
