@@ -24,8 +24,9 @@ def num_real(mask: Array, dtype: Any) -> Array:
 
 def zeros_for_none(tree: Params, like: Params) -> Params:
   """A tree in which None stands for a leaf or branch of zeros, with the zeros written out."""
-  fill = lambda leaf, given: jnp.zeros_like(leaf) if given is None else given
-  return jax.tree.map(fill, like, tree)
+  zeros = lambda branch: jax.tree.map(jnp.zeros_like, branch)
+  fill = lambda given, branch: zeros(branch) if given is None else given
+  return jax.tree.map(fill, tree, like, is_leaf=lambda given: given is None)
 
 
 def moving_average(

@@ -1,21 +1,18 @@
 """Which inputs of a function its results may depend on, by its jaxpr; nothing is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.extend import core as jex
 
 _TRANSPARENT = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 _NONE: frozenset[int] = frozenset()
 
 
-def leaves_that_reach(fn: Callable[..., Any], args: Sequence[Any], *, of: int) -> frozenset[int]:
-  """Numbers of the leaves of argument `of` that a result may depend on; more rather than less."""
-  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-  before, own = (len(jax.tree.leaves(part)) for part in (tuple(args[:of]), args[of]))
-  sources = [_NONE] * before + [frozenset([i]) for i in range(own)]
-  sources += [_NONE] * (len(jaxpr.invars) - len(sources))
+def leaves_that_reach(jaxpr: Any, inputs: Sequence[int]) -> frozenset[int]:
+  """Which of the inputs with these numbers a result may depend on; more rather than less."""
+  chosen = set(inputs)
+  sources = [frozenset([i]) if i in chosen else _NONE for i in range(len(jaxpr.invars))]
   return frozenset().union(*_reached(jaxpr, sources))
 
 

@@ -237,6 +237,52 @@ class RefusedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ghost.RefusedError, message):
       ghost.linearize(loss_fn, params, model_state, batch)
 
+  def test_the_norms_of_a_layer_that_depends_on_the_batch_size_are_refused_alone(self):
+    class ByLength(nn.Module):
+      @nn.compact
+      def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.normal(), (5, 4)) / len(x)
+
+    class Net(nn.Module):
+      @nn.compact
+      def __call__(self, x, train):
+        return nn.Dense(CLASSES)(ByLength()(x))
+
+    params, model_state, batch = _problem(Net(), (5,), jnp.float32)
+    loss_fn = rw.losses.from_apply(rw.models.linen_apply(Net()))
+    ghost.check(loss_fn, params, model_state, batch)
+    with self.assertRaisesRegex(ghost.RefusedError, "layer depends on the batch size"):
+      ghost.grad_norms(loss_fn, params, model_state, batch)
+
+  def test_a_verdict_is_not_kept_for_another_program(self):
+    params, model_state, batch = _problem(Shared(), (5,), jnp.float32)
+    base, is_coupled = rw.losses.from_apply(rw.models.linen_apply(Shared())), [False]
+
+    def loss_fn(params, model_state, batch, key):
+      outputs = base(params, model_state, batch, key)
+      losses = outputs.losses * outputs.losses.mean() if is_coupled[0] else outputs.losses
+      return outputs._replace(losses=losses)
+
+    loss_fn.recorder = base.recorder
+    ghost.check(loss_fn, params, model_state, batch)
+    is_coupled[0] = True
+    with self.assertRaisesRegex(ghost.RefusedError, "see each other"):
+      ghost.check(loss_fn, params, model_state, batch)
+
+  def test_numpy_params_and_frozen_batch_statistics_are_taken(self):
+    class Frozen(nn.Module):
+      @nn.compact
+      def __call__(self, x, train):
+        return nn.Dense(CLASSES)(nn.BatchNorm(use_running_average=True)(x))
+
+    params, model_state, batch = _problem(Frozen(), (5,), jnp.float32)
+    loss_fn = rw.losses.from_apply(rw.models.linen_apply(Frozen()))
+    pulled = ghost.linearize(loss_fn, jax.tree.map(np.asarray, params), model_state, batch).pull(
+      [1.0] * SIZE
+    )
+    losses = lambda p: jnp.sum(loss_fn(p, model_state, batch, None).losses * batch.mask)
+    chex.assert_trees_all_close(pulled, jax.grad(losses)(params), rtol=1e-5, atol=1e-6)
+
   def test_a_model_in_bfloat16_is_taken(self):
     net = CenteredInHalf(0.0)
     params, model_state, batch = _problem(net, (5,), jnp.float32)

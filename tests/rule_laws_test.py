@@ -416,6 +416,8 @@ class TableTest(absltest.TestCase):
       "example_weights",
       "forward_alignment",
       "learned_params",
+      "ChosenLayers",
+      "choose_layers",
       "meta_direction",
       "nested_alignment",
       "weight_curve",

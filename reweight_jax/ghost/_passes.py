@@ -85,6 +85,7 @@ def push(tapes: Sequence[Taped], params: Params, losses: Array, direction: Param
 def pull(tapes: Sequence[Taped], params: Params, weights: Array) -> Params:
   """The gradient of the weighted sum of losses, a tree like params."""
   pulled = jax.tree.map(jnp.zeros_like, params)
+  weights = jnp.asarray(weights)
   for tape in tapes:
     delta = at_least_float32(tape.delta)
     weights_on_axis = jnp.expand_dims(

@@ -140,6 +140,8 @@ def _calls(recorder: Recorder, loss_fn: PerExampleLoss, *shapes: Any) -> list[_S
 
 def _layer(seen: _Seen, longer: _Seen, size: int) -> Layer:
   name, path, output, inputs = seen
+  if not jax.numpy.issubdtype(output.dtype, jax.numpy.inexact):
+    raise RefusedError(f"{name} has an output of {output.dtype}, which has no gradient")
   axis = _batch_axis(f"{name} has an output", output, longer.output, size)
   if axis is None:
     raise RefusedError(f"{name} has an output that all examples share, of shape {output.shape}")

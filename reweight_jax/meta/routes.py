@@ -89,10 +89,12 @@ SGD = Virtual()
 
 
 def _beside_0(grad: Array) -> Array:
-  """The gradient, moved off 0 by what no update can see.
+  """The gradient, moved off 0 by less than the epsilon of any optimizer.
 
   At exactly 0 (a dead unit; everything, at virtual weights 0) the derivatives of norms and square
-  roots are not numbers, also where that of the update is one: Adam's is 1 / eps there.
+  roots are not numbers, also where that of the update is one: Adam's is 1 / eps there. Updates that
+  do not depend on the gradient's length (LARS, Muon's first) have no derivative at 0 at all; rules
+  that look at other virtual weights than 0 can use them.
   """
   least = jnp.asarray(1e-20 if grad.dtype == jnp.float64 else 1e-12, grad.dtype)
   move = jnp.where(jnp.abs(grad) < least, least - grad, jnp.zeros_like(grad))
@@ -124,7 +126,9 @@ def check_virtual(virtual: Virtual, route: str, params: Params) -> None:
     move = lambda grads: virtual._replace(state=state).step(grads, state, params)[0]
     return jax.vjp(move, grads)[1](cotangents)[0]
 
-  if not _dataflow.leaves_that_reach(pulled_back, (params, state, params, params), of=3):
+  jaxpr = jax.make_jaxpr(pulled_back)(params, state, params, params).jaxpr
+  num_cotangents = len(jax.tree.leaves(params))
+  if not _dataflow.leaves_that_reach(jaxpr, range(len(jaxpr.invars))[-num_cotangents:]):
     raise ValueError(
       "virtual_optimizer expects an update that follows the gradient; this one takes its sign "
       "alone or drops it, so that every weight would be 0: use None (SGD), momentum or Adam."

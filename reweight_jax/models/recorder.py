@@ -38,7 +38,8 @@ def linen_recorder(params: Params, tap: Tap) -> Iterator[None]:
     is_inside = True
     try:
       return tap(
-        _layer_call(module, context.method_name, args, kwargs), lambda: call_next(*args, **kwargs)
+        _layer_call(module, context.method_name, args, kwargs),
+        lambda: _unless_it_writes(module, lambda: call_next(*args, **kwargs)),
       )
     finally:
       is_inside = False
@@ -65,10 +66,7 @@ def _own_params(module: nn.Module, params: Params) -> Params | None:
 
 
 def _layer_call(module: nn.Module, method: str, args: Any, kwargs: Any) -> LayerCall:
-  others = {name: value for name, value in module.variables.items() if name != "params" and value}
-  for name in others:
-    if module.is_mutable_collection(name):
-      raise RefusedError(f"{_name(module)} writes to {name} in training")
+  others = _collections(module)
   leaves, structure = jax.tree.flatten((args, kwargs))
   is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
   arrays = [leaf for leaf, dynamic in zip(leaves, is_array, strict=True) if dynamic]
@@ -90,6 +88,22 @@ def _layer_call(module: nn.Module, method: str, args: Any, kwargs: Any) -> Layer
   return LayerCall(_name(module), tuple(module.path), inputs, apply, _rows(module, method, arrays))
 
 
+def _collections(module: nn.Module) -> dict[str, Any]:
+  """What a module holds beside its parameters."""
+  return {name: value for name, value in module.variables.items() if name != "params" and value}
+
+
+def _unless_it_writes(module: nn.Module, run: Callable[[], Any]) -> Any:
+  # Leaves, as the dicts that hold them may be changed in place.
+  before = {name: jax.tree.leaves(value) for name, value in _collections(module).items()}
+  output = run()
+  for name, value in _collections(module).items():
+    after = jax.tree.leaves(value)
+    if [id(leaf) for leaf in after] != [id(leaf) for leaf in before.get(name, [])]:
+      raise RefusedError(f"{_name(module)} writes to {name} in training")
+  return output
+
+
 def _rows(module: nn.Module, method: str, arrays: list[Array]) -> Callable[[Any], Array] | None:
   """How the inputs become the `LayerCall.rows` of a batch on the first axis."""
   if len(arrays) != 1 or _is_replaced(module):
@@ -98,7 +112,8 @@ def _rows(module: nn.Module, method: str, arrays: list[Array]) -> Callable[[Any]
   if kind in ((nn.Dense, "__call__"), (nn.Embed, "attend")):
     return lambda inputs: _by_position(inputs[0][0], 1)
   if kind == (nn.Embed, "__call__"):
-    return lambda inputs: inputs[0][0].reshape(inputs[0][0].shape[0], -1)
+    rows = module.num_embeddings  # -1 is the last row
+    return lambda inputs: inputs[0][0].reshape(inputs[0][0].shape[0], -1) % rows
   if kind == (nn.DenseGeneral, "__call__") and not module.batch_dims:
     axes = np.atleast_1d(module.axis).tolist()
     last = range(-len(axes), 0)
