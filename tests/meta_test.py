@@ -171,9 +171,9 @@ class ExampleWeightsTest(parameterized.TestCase):
       meta.example_weights(*_setting("mlp", jnp.float32), route="backward")
 
 
-class ResNet20Test(parameterized.TestCase):
+class ResNetTest(parameterized.TestCase):
   def test_routes_agree_in_float32_to_1e_4_of_the_largest_weight(self):
-    net = rw.models.build("resnet20", 10)
+    net = rw.models.build("resnet8", 10)
     inputs = zoo.random_like(jnp.zeros((12, 8, 8, 3)), seed=0)
     params, state = zoo.init_shapes(net, inputs[:2])
     params = jax.tree.map(
