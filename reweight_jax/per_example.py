@@ -202,7 +202,7 @@ def grad_norms(
     key: as in `grads`.
     microbatch_size: as in `grads`, and so for route "vmap" alone.
     route: "vmap"; "ghost", from recorded layers (`ghost.grad_norms`), without per-example gradients
-      of the whole model; "auto" for what `pick_route` picks. With a `key`, "ghost" has one draw for
+      of the whole model; "auto", that where it is exact. With a `key`, "ghost" has one draw for
       all examples, as a training step has.
 
   Returns:
@@ -223,10 +223,13 @@ def grad_norms(
   check_choice("route", route, ("vmap", "ghost", "auto"))
   if route != "vmap" and microbatch_size is not None:
     raise ValueError(f'microbatch_size expects route "vmap"; got {route!r}: leave one of them out.')
-  if route == "auto":
-    route, _ = pick_route(loss_fn, params, model_state, batch, key=key)
-  if route == "ghost":
-    return ghost.grad_norms(loss_fn, params, model_state, batch, key=key)
+  if route != "vmap":
+    try:
+      return ghost.grad_norms(loss_fn, params, model_state, batch, key=key)
+    except ghost.RefusedError as refusal:
+      if route == "ghost":
+        raise
+      _log_once(f"norms, route auto: vmap, since {refusal}")
   microbatches = _microbatches(loss_fn, params, model_state, batch, key, microbatch_size)
   norm = jax.vmap(lambda tree: optax.tree.norm(jax.tree.map(at_least_float32, tree)))
   parts = [norm(_vmap_grad(loss_fn, params, model_state, *part)) for part in microbatches]

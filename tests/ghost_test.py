@@ -253,6 +253,11 @@ class RefusedTest(parameterized.TestCase):
     ghost.check(loss_fn, params, model_state, batch)
     with self.assertRaisesRegex(ghost.RefusedError, "layer depends on the batch size"):
       ghost.grad_norms(loss_fn, params, model_state, batch)
+    norms = [
+      per_example.grad_norms(loss_fn, params, model_state, batch, route=route)
+      for route in ("auto", "vmap")
+    ]
+    np.testing.assert_array_equal(*norms)
 
   def test_a_verdict_is_not_kept_for_another_program(self):
     params, model_state, batch = _problem(Shared(), (5,), jnp.float32)

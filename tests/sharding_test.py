@@ -47,6 +47,16 @@ for name, rule in rules.items():
   np.testing.assert_allclose(one.weights, eight.weights, atol=1e-4)
   for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(shared.params), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+# Inside of shard_map, where what varies over devices is tracked: the net is the last one.
+def pulled(params, batch):
+  linearized = rw.per_example.linearize(loss_fn, params, model_state, batch, route="ghost")
+  return linearized.pull(jax.numpy.ones(batch.mask.size))
+
+axes = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+by_device = jax.shard_map(pulled, mesh=rw.sharding.batch_mesh(), in_specs=axes, out_specs=axes[0])
+for a, b in zip(*map(jax.tree.leaves, (jax.jit(by_device)(params, batch), pulled(params, batch)))):
+  np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 print("equal")
 """
 

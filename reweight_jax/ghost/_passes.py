@@ -58,7 +58,9 @@ def record(
     losses = jnp.where(batch.mask, at_least_float32(outputs.losses), 0)
     return losses.sum(), (outputs._replace(losses=losses), [call.inputs for call in calls])
 
-  zeros = [jnp.zeros(layer.shape, layer.dtype) for layer in layers]
+  # A zero of the batch's own: inside of jax.shard_map the taps vary over devices as it does.
+  zero = 0 * jnp.sum(batch.mask, dtype=jnp.int32)
+  zeros = [jnp.broadcast_to(zero.astype(layer.dtype), layer.shape) for layer in layers]
   deltas, (outputs, inputs) = jax.grad(total, has_aux=True)(zeros)
   tapes = [
     Taped(layer, call._replace(inputs=arrays), delta)
