@@ -101,7 +101,7 @@ def check_architecture(test, seed):
 
 
 class RandomArchitectureTest(parameterized.TestCase):
-  @parameterized.parameters(*range(NUM_ARCHITECTURES))
+  @parameterized.parameters(*((seed,) for seed in range(NUM_ARCHITECTURES)))
   def test_every_route_agrees_with_brute_force(self, seed):
     with jax.enable_x64(True):
       check_architecture(self, seed)

@@ -110,8 +110,7 @@ def check(
   key: Key | None = None,
   recorder: Recorder | None = None,
 ) -> None:
-  """Whether `linearize` would be exact; arguments and errors are its own."""
-  params = jax.tree.map(jnp.asarray, params)
+  """Whether `linearize` would be exact, by arrays or shapes; arguments and errors are its own."""
   _checked(loss_fn, params, model_state, batch, key, recorder)
 
 
