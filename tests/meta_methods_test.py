@@ -204,7 +204,6 @@ class StepTest(runs.RunTestCase):
 
   def test_flags_reach_the_step(self):
     plain = self.weights_of()
-    np.testing.assert_allclose(self.weights_of(route="nested"), plain, atol=1e-4)
     # The momentum of the first step moves the second one's virtual step.
     self.assertGreater(_apart(self.weights_of(virtual_optimizer="training"), plain), 1e-3)
     self.assertGreater(_apart(self.weights_of(meta_layers=("bias",)), plain), 1e-3)
