@@ -98,7 +98,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     RunError: if XLA on CPU does not count a product and a convolution as they are by hand.
   """
   check(config)
-  counts_flops = _counts_flops()
+  counts_flops = _cost.counts_flops()
   rows: list[dict[str, Any]] = []
   with jax.default_matmul_precision(config.precision):
     for model in config.models:
@@ -189,16 +189,6 @@ def _add_times(
     # Ratios within a round, so that a slow spell of the machine meets both sides alike.
     if first is not None and rows[first]["meta_batch_size"] is None:
       rows[i]["time_ratio"] = float(np.median(times / seconds[known.index(first)]))
-
-
-def _counts_flops() -> bool:
-  try:
-    _cost.check_cost_analysis()
-  except RunError:
-    if jax.default_backend() == "cpu":
-      raise
-    return False  # the backend hands products to a library, whose work XLA does not count
-  return True
 
 
 def _ratio(value: Any, plain: Any) -> float | None:

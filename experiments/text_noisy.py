@@ -255,7 +255,11 @@ def define_flags(values: flags.FlagValues) -> None:
   text("noise_rates", "0,0.2,0.4", "list of rates of wrong labels")
   text("imbalances", "1", "list of ratios of the largest class to the smallest")
   text("learning_rates", "0.01,0.03,0.1,0.3,1", "list of learning rates of SGD, all of them tried")
-  whole("max_length", None, "words of a text; default the longest training text")
+  whole(
+    "max_length",
+    None,
+    "words of a text; default the longest; far longer ones are cut",
+  )
   whole("min_count", None, f"rarer words are unknown; default {DEFAULT.min_count}")
   whole("width", None, f"of embedding and convolutions; default {DEFAULT.width}")
 
