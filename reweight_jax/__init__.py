@@ -3,8 +3,8 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, densities, losses, metrics, ghost, per_example, rules, meta, training,
-sharding) needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on
+The core (types, augment, densities, losses, metrics, ghost, per_example, rules, meta, difficulty,
+training, sharding) needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on
 first use.
 """
 
@@ -14,6 +14,7 @@ from types import ModuleType
 from reweight_jax import (
   augment,
   densities,
+  difficulty,
   ghost,
   ledger,
   losses,
@@ -35,6 +36,7 @@ __all__ = [
   "checkpointing",
   "data",
   "densities",
+  "difficulty",
   "ghost",
   "ledger",
   "losses",

@@ -15,7 +15,7 @@ EDGES = ("runlog", "checkpointing", "data", "models", "plotting")
 EDGE_PACKAGES = ("flax", "grain", "matplotlib", "orbax", "sklearn", "tensorflow_datasets", "tqdm")
 CORE = (
   "types _validate _arrays _coupling _dataflow augment densities losses metrics ghost per_example "
-  "rules meta ledger training sharding"
+  "rules meta difficulty ledger training sharding"
 )
 ORDER = (*CORE.split(), *EDGES)
 
