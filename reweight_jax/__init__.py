@@ -3,9 +3,9 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, densities, losses, metrics, ghost, per_example, rules, meta, difficulty,
-training, sharding) needs jax and optax. The edges (data, models, checkpointing, runlog, plotting) load on
-first use.
+The core (types, augment, densities, losses, margins, metrics, ghost, per_example, rules, meta,
+difficulty, training, sharding) needs jax and optax. The edges (data, models, checkpointing, runlog,
+plotting) load on first use.
 """
 
 import importlib
@@ -18,6 +18,7 @@ from reweight_jax import (
   ghost,
   ledger,
   losses,
+  margins,
   meta,
   metrics,
   per_example,
@@ -40,6 +41,7 @@ __all__ = [
   "ghost",
   "ledger",
   "losses",
+  "margins",
   "meta",
   "metrics",
   "models",

@@ -1,0 +1,211 @@
+"""Margins of nets, the limit of linear models, and the way there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+from sklearn import svm
+
+import reweight_jax as rw
+from reweight_jax import margins
+
+
+def _separable(seed, num_examples=30, width=4):
+  """Rows that some direction separates, of sizes that differ."""
+  rng = np.random.default_rng(seed)
+  inputs = rng.normal(size=(num_examples, width)) * rng.uniform(0.5, 3, size=(num_examples, 1))
+  oracle = rng.normal(size=width)
+  return np.where(inputs @ oracle > 0, 1, -1)[:, None] * inputs
+
+
+class MaxMarginTest(parameterized.TestCase):
+  @parameterized.parameters(*range(6))
+  def test_it_is_the_hard_margin_support_vector_machine(self, seed):
+    rows = _separable(seed)
+    found = margins.max_margin(rows)
+    # Examples and their mirror images: the machine's intercept is 0.
+    machine = svm.SVC(kernel="linear", C=1e9, tol=1e-9)
+    machine.fit(np.concatenate([rows, -rows]), np.repeat([1, -1], len(rows)))
+    theta = machine.coef_[0]
+    self.assertAlmostEqual(found.margin, 1 / np.linalg.norm(theta), delta=1e-5 * found.margin)
+    self.assertGreater(margins.cosine(found.direction, theta), 1 - 1e-8)
+
+  def test_the_dual_makes_the_direction_of_the_nearest_examples_alone(self):
+    rows = _separable(7)
+    found = margins.max_margin(rows)
+    np.testing.assert_allclose(rows.T @ found.dual, found.margin * found.direction, atol=1e-9)
+    self.assertAlmostEqual(found.dual.sum(), 1)
+    distances = rows @ found.direction
+    np.testing.assert_allclose(distances[found.dual > 0], found.margin, rtol=1e-6)
+    self.assertGreaterEqual(distances.min(), found.margin * (1 - 1e-6))
+
+  def test_the_unit_of_the_inputs_is_the_unit_of_the_margin(self):
+    rows = _separable(8)
+    for unit in (1e-6, 1e6):
+      found = margins.max_margin(unit * rows)
+      self.assertAlmostEqual(found.margin / unit, margins.max_margin(rows).margin, places=6)
+
+  @parameterized.parameters(
+    ([[1.0, 0.0], [-1.0, 0.0]], "separates, got the smallest margin"),
+    ([[0.0, 0.0]], "separates, got the smallest margin 0"),
+    ([[1.0, float("nan")]], "finite numbers, got others in example 0"),
+    ([1.0, 2.0], r"\[examples, features\], got shape \(2,\)"),
+  )
+  def test_what_cannot_be_separated_is_refused(self, rows, message):
+    with self.assertRaisesRegex(ValueError, message):
+      margins.max_margin(rows)
+
+
+class SeparablePartTest(parameterized.TestCase):
+  @parameterized.parameters(*range(8))
+  def test_no_direction_gets_more_right_without_getting_others_wrong(self, seed):
+    rng = np.random.default_rng(seed)
+    # In the plane every direction that matters is normal to a row, or next to such a one.
+    rows = np.stack([rng.integers(-2, 3, size=5), rng.integers(0, 2, size=5)], axis=1)
+    rows = rows[np.abs(rows).sum(1) > 0].astype(float)
+    found = margins.separable_part(rows)
+    angles = np.arctan2(rows[:, 1], rows[:, 0])
+    normal = np.concatenate([angles + np.pi / 2, angles - np.pi / 2])
+    turns = np.concatenate([normal, normal + 1e-3, normal - 1e-3])
+    values = rows @ np.stack([np.cos(turns), np.sin(turns)])
+    values[np.abs(values) < 1e-9] = 0
+    counts = (values > 0).sum(0) * (values >= 0).all(0)
+    self.assertEqual(found.sum(), counts.max())
+
+  def test_all_of_separable_data_none_of_mirrored(self):
+    rows = _separable(1)
+    self.assertTrue(margins.separable_part(rows).all())
+    self.assertFalse(margins.separable_part(np.concatenate([rows, -rows])).any())
+
+
+class SignedRowsTest(parameterized.TestCase):
+  def test_both_kinds_of_labels(self):
+    for labels in ([0, 1], [-1, 1]):
+      rows = margins.signed_rows([[2.0], [3.0]], labels, bias=False)
+      np.testing.assert_array_equal(rows, [[-2.0], [3.0]])
+
+  @parameterized.parameters(
+    ([[1.0]], [2], r"labels 0 and 1, or -1 and 1; got \[2\]"),
+    ([[1.0]], [0, 1], r"got shapes \(1, 1\) and \(2,\)"),
+    ([[float("inf")]], [1], "got others in example 0"),
+  )
+  def test_bad_input_is_one_line(self, inputs, labels, message):
+    with self.assertRaisesRegex(ValueError, message):
+      margins.signed_rows(inputs, labels)
+
+
+class NormalizedTest(parameterized.TestCase):
+  def test_margins_by_hand(self):
+    logits = jnp.array([[1.0, 4.0, 2.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(margins.output_margins(logits, jnp.array([2, 0])), [-2, 0])
+    half = margins.output_margins(logits.astype(jnp.bfloat16), jnp.array([1, 0]))
+    self.assertEqual(half.dtype, jnp.float32)
+
+  def test_scaling_a_homogeneous_net_leaves_normalized_margins(self):
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.normal(size=shape)) for shape in ((3, 5), (5, 2))]
+    inputs = jnp.asarray(rng.normal(size=(4, 3)))
+    net = lambda params: jax.nn.relu(inputs @ params[0]) @ params[1]
+    labels = jnp.array([0, 1, 0, 1])
+    results = [
+      margins.normalized_margins(margins.output_margins(net(scaled), labels), scaled, 2)
+      for scaled in (params, jax.tree.map(lambda leaf: 3 * leaf, params))
+    ]
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+    self.assertEqual(margins.homogeneity_degree(net, params), 2)
+
+  def test_biases_are_told(self):
+    net = lambda params: params["kernel"] * jnp.arange(3.0) + params["bias"] ** 2
+    with self.assertRaisesRegex(ValueError, "got L from .* Biases"):
+      margins.homogeneity_degree(net, {"kernel": 1.0, "bias": 1.0})
+
+  @parameterized.parameters("logistic", "exponential")
+  def test_the_log_objective_is_the_logarithm_of_the_mean_loss(self, tail):
+    rng = np.random.default_rng(1)
+    values, weights = rng.normal(size=8) * 4, rng.uniform(size=8)
+    weights[0] = 0
+    losses = np.log1p(np.exp(-values)) if tail == "logistic" else np.exp(-values)
+    with jax.enable_x64(True):
+      objective = lambda m: margins.log_objective(m, jnp.asarray(weights), tail=tail)
+      expected = np.log(np.sum(weights * losses) / weights.sum())
+      np.testing.assert_allclose(objective(jnp.asarray(values)), expected, rtol=1e-6)
+      slope = losses if tail == "exponential" else 1 / (1 + np.exp(values))
+      np.testing.assert_allclose(
+        jax.grad(objective)(jnp.asarray(values)),
+        -weights * slope / np.sum(weights * losses),
+        rtol=1e-5,
+      )
+    far = jax.grad(lambda m: margins.log_objective(m, jnp.ones(2), tail=tail))
+    np.testing.assert_allclose(far(jnp.array([3000.0, 3000.0])), [-0.5, -0.5])
+
+  @parameterized.parameters("logistic", "exponential")
+  def test_the_smoothed_margin_inverts_the_loss(self, tail):
+    for value in (-20.0, -1.0, 0.3, 9.0, 11.0, 40.0, 4000.0):
+      found = margins.smoothed_margin(jnp.array([value]), jnp.ones(1), tail=tail)
+      np.testing.assert_allclose(found, value, rtol=2e-5)
+    values = jnp.array([5.0, 3.0, 8.0])
+    lower = margins.smoothed_margin(values, jnp.ones(3), tail=tail)
+    self.assertLess(lower, 3)
+    # At margin m + c all, it nears the smallest as c grows: log(number) is the most it can miss.
+    self.assertGreater(lower, 3 - np.log(3))
+
+  def test_an_unknown_tail_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "tail"):
+      margins.log_objective(jnp.ones(1), jnp.ones(1), tail="heavy")
+
+
+class DescentTest(absltest.TestCase):
+  def test_the_inequality_of_weights_and_dual_holds_for_thousands_of_problems(self):
+    """Without one violation: the gap to the largest margin is at most KL / (step size * T)."""
+    rng = np.random.default_rng(0)
+    num_steps, violations, closest = 300, 0, 0.0
+    run = jax.jit(
+      jax.vmap(
+        lambda rows, weights, step_size: margins.loss_normalized_descent(
+          rows, weights, num_steps=num_steps, step_size=step_size
+        )
+      )
+    )
+    with jax.enable_x64(True):
+      for width in (2, 5, 20):
+        rows = np.stack([_separable(1000 * width + i, 12, width) for i in range(40)])
+        found = [margins.max_margin(one) for one in rows]
+        weights = rng.dirichlet(np.full(12, 0.5), size=(25, 40)) + 1e-6
+        weights /= weights.sum(-1, keepdims=True)
+        step_sizes = 1 / np.abs(rows @ rows.transpose(0, 2, 1)).max((1, 2))
+        for one in weights:
+          _, dual = run(jnp.asarray(rows), jnp.asarray(one), jnp.asarray(step_sizes))
+          values = np.square(np.einsum("ptn,pnd->ptd", np.asarray(dual), rows)).sum(-1) / 2
+          gaps = values[:, 1:] - np.square([[each.margin] for each in found]) / 2
+          limit = np.stack([each.dual for each in found])
+          logs = np.log(np.where(limit > 0, limit, 1) / one)
+          divergence = np.where(limit > 0, limit * logs, 0).sum(-1)
+          bounds = divergence[:, None] / (step_sizes[:, None] * np.arange(1, num_steps + 1))
+          violations += int((gaps > bounds * (1 + 1e-9) + 1e-12).sum())
+          closest = max(closest, float((gaps / bounds).max()))
+    self.assertEqual(violations, 0)  # of 900,000: 3000 problems, 300 steps each
+    self.assertGreater(closest, 0.05)  # the bound is no idle one
+
+  def test_every_weighting_ends_at_the_same_direction(self):
+    rows = _separable(3, 20, 3)
+    found = margins.max_margin(rows)
+    for weights in (np.ones(20), np.geomspace(1, 100, 20)):
+      path, _ = margins.loss_normalized_descent(
+        jnp.asarray(rows, jnp.float32), jnp.asarray(weights), num_steps=20_000, step_size=0.05
+      )
+      self.assertGreater(margins.cosine(path[-1], found.direction), 0.999)
+
+  def test_descent_on_the_log_objective_is_the_same_path(self):
+    rows = jnp.asarray(_separable(4, 10, 3), jnp.float32)
+    weights = jnp.linspace(0.5, 2, 10)
+    objective = lambda theta: margins.log_objective(rows @ theta, weights, tail="exponential")
+    theta, tx = jnp.zeros(3), optax.sgd(0.05)
+    for _ in range(5):
+      theta = theta + tx.update(jax.grad(objective)(theta), tx.init(theta))[0]
+    path, _ = rw.margins.loss_normalized_descent(rows, weights, num_steps=5, step_size=0.05)
+    np.testing.assert_allclose(path[-1], theta, rtol=1e-5)
+
+
+if __name__ == "__main__":
+  absltest.main()
