@@ -84,23 +84,20 @@ def observe(dynamics: Dynamics, batch: Batch, outputs: Outputs) -> Dynamics:
   Example:
     >>> batch = rw.types.make_batch(jnp.zeros(2), jnp.array([0, 1]), indices=jnp.array([2, 0]))
     >>> outputs = rw.types.Outputs(jnp.array([0.5, 1.5]), jnp.array([[4.0, 1.0], [2.0, 0.0]]))
-    >>> dynamics = observe(init_dynamics(3), batch, outputs)
+    >>> dynamics = jax.jit(observe)(init_dynamics(3), batch, outputs)
     >>> print(dynamics.times_seen, dynamics.last_margin, dynamics.was_correct)
     [1 0 1] [-2.  0.  3.] [False False  True]
   """
   now = _of_the_batch(batch.labels, outputs)
-  size = dynamics.times_seen.shape[0]
+  size, dtype = dynamics.times_seen.shape[0], dynamics.mean_loss.dtype
   is_known = batch.mask & (batch.indices >= 0) & (batch.indices < size)
-  rows, groups = jnp.unique(
-    jnp.where(is_known, batch.indices, size),  # beyond the table: dropped
-    size=batch.indices.shape[0],
-    fill_value=size,
-    return_inverse=True,
-  )
-  copies = jnp.zeros_like(rows).at[groups].add(1)
-  dtype = dynamics.mean_loss.dtype
-  merged = lambda value: jnp.zeros(rows.shape, dtype).at[groups].add(value.astype(dtype))
-  means = {name: merged(value) / copies.astype(dtype).clip(1) for name, value in now.items()}
+  rows = jnp.where(is_known, batch.indices, size)  # beyond the table: dropped
+  # Copies of an example share a group, and all write the same row.
+  groups = jnp.searchsorted(jnp.sort(rows), rows)
+  columns = [value.astype(dtype) for value in now.values()] + [jnp.ones(rows.shape, dtype)]
+  stacked = jnp.stack(columns)
+  sums = jnp.zeros_like(stacked).at[:, groups].add(stacked)[:, groups]
+  means = dict(zip(now, sums[:-1] / sums[-1:], strict=True))
   is_correct = means.pop("correct") == 1
   old = jax.tree.map(lambda table: table.at[rows].get(mode="clip"), dynamics)
   new = _next_sighting(old, is_correct, **means)
@@ -129,10 +126,11 @@ def record_dynamics(num_examples: int) -> WeightingRule:
     ValueError: if `num_examples` is below 1 or not whole; when used, as `observe`.
 
   Example:
-    >>> rule = optax.chain(record_dynamics(9), rw.rules.focal())
+    >>> rule = optax.chain(record_dynamics(9), rw.rules.rectify())
     >>> evidence = dict(losses=jnp.ones(2), indices=jnp.array([4, 8]), mask=jnp.ones(2, bool))
     >>> evidence |= dict(logits=jnp.zeros((2, 3)), labels=jnp.array([0, 1]))
-    >>> _, state = rule.update(jnp.ones(2), rule.init(jnp.ones(2)), **evidence)
+    >>> weights = jnp.ones(2)
+    >>> _, state = jax.jit(rule.update)(weights, rule.init(weights), **evidence)
     >>> print(dynamics_of(state).times_seen)
     [0 0 0 0 1 0 0 0 1]
   """
@@ -183,13 +181,11 @@ def dynamics_of(rule_state: Any) -> Dynamics:
 def _of_the_batch(labels: Array, outputs: Outputs) -> dict[str, Array]:
   """The numbers of each example of a batch that the record keeps account of."""
   logits = outputs.logits
-  if logits is None or jnp.ndim(labels) != 1 or jnp.shape(logits)[:-1] != jnp.shape(labels):
+  if logits is None:
     raise ValueError(
-      "observe expects logits [batch, classes] and labels [batch] of a classifier, got shapes "
-      f"{None if logits is None else jnp.shape(logits)} and {jnp.shape(labels)}."
+      "training dynamics expect the outputs of a classifier with logits [batch, classes], got None:"
+      " have the loss function return Outputs(losses, logits)."
     )
-  if logits.shape[1] < 2:
-    raise ValueError("observe expects logits of at least two classes, got one.")
   log_p, log_error = scores.log_probabilities_of_label(logits, labels)
   return {
     "correct": jnp.argmax(logits, axis=-1) == labels,
