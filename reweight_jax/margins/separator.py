@@ -79,9 +79,9 @@ def max_margin(rows: ArrayLike) -> Separator:
     >>> print(found.direction, found.margin, found.dual)
     [1. 0.] 2.0 [1. 0.]
   """
-  rows = _checked(np.asarray(rows, np.float64), "max_margin")
-  scale = np.linalg.norm(rows, axis=1).max() or 1.0
-  unit = rows / scale
+  examples = _checked(np.asarray(rows, np.float64), "max_margin")
+  scale = np.linalg.norm(examples, axis=1).max() or 1.0
+  unit = examples / scale
   matrix = np.concatenate([unit.T, np.ones((1, len(unit)))])
   target = np.append(np.zeros(unit.shape[1]), 1.0)
   shares, _ = scipy.optimize.nnls(matrix, target, maxiter=30 * matrix.shape[1])
@@ -122,13 +122,13 @@ def separable_part(rows: ArrayLike) -> np.ndarray:
     >>> print(separable_part([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
     [False False  True]
   """
-  rows = _checked(np.asarray(rows, np.float64), "separable_part")
-  size, width = rows.shape
-  rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-  # Maximize sum(s) with s <= rows @ theta, 0 <= s <= 1: theta can be scaled, so s ends at 0 or 1.
+  examples = _checked(np.asarray(rows, np.float64), "separable_part")
+  size, width = examples.shape
+  unit = examples / np.maximum(np.linalg.norm(examples, axis=1, keepdims=True), 1e-300)
+  # Maximize sum(s) with s <= unit @ theta, 0 <= s <= 1: theta can be scaled, so s ends at 0 or 1.
   found = scipy.optimize.linprog(
     np.append(np.zeros(width), -np.ones(size)),
-    A_ub=np.concatenate([-rows, np.eye(size)], axis=1),
+    A_ub=np.concatenate([-unit, np.eye(size)], axis=1),
     b_ub=np.zeros(size),
     bounds=[(None, None)] * width + [(0, 1)] * size,
     method="highs",

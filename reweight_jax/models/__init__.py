@@ -23,6 +23,7 @@ from typing import Any
 import flax.linen as nn
 
 from reweight_jax.models.apply import init_linen, linen_apply, nnx_apply, scale_uint8
+from reweight_jax.models.features import linen_features
 from reweight_jax.models.lenet import LeNet, max_pool
 from reweight_jax.models.mlp import MLP
 from reweight_jax.models.norm import NORMS, Norm, num_groups
@@ -45,6 +46,7 @@ __all__ = [
   "build",
   "init_linen",
   "linen_apply",
+  "linen_features",
   "linen_recorder",
   "max_pool",
   "nnx_apply",
