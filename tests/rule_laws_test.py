@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,13 @@ LAWS = {
     ("mask",),
     {"max_weight": 0.7},
     rescales="its bounds stay where they are",
+  ),
+  "difficulty_weights": Law(
+    lambda ratio: rw.difficulty.difficulty_weights(
+      np.linspace(2, 0, 20), rw.difficulty.hard_first(ratio)
+    ),
+    ("indices",),
+    {"ratio": 4.0},
   ),
   "emphasis": Law(lambda: rules.emphasis(lambda p: p * (1 - p), "area"), (*BY_LABEL, "mask")),
   "exponential_emphasis": Law(
@@ -146,6 +154,13 @@ LAWS = {
     (*BY_LOSS, "indices"),
     {"keep": 0.5},
   ),
+  "refreshed_difficulty_weights": Law(
+    lambda ratio: rw.difficulty.refreshed_difficulty_weights(
+      20, rw.difficulty.final_loss, rw.difficulty.easy_first(ratio), every_steps=1
+    ),
+    (*BY_LOSS, "logits", "labels", "indices"),
+    {"ratio": 4.0},
+  ),
   "self_paced": Law(
     lambda threshold: rules.self_paced(threshold, "linear"), ("losses",), {"threshold": 1.5}
   ),
@@ -172,6 +187,7 @@ NAMES = tuple(LAWS)
 # One of each module, for what does not depend on the rule and takes long.
 FAMILIES = (
   "class_balanced",
+  "difficulty_weights",
   "exponential_emphasis",
   "focal",
   "generalized_cross_entropy",
@@ -406,6 +422,17 @@ def _linear_problem():
 
 
 class TableTest(absltest.TestCase):
+  def test_every_rule_of_difficulty_is_in_the_table(self):
+    public = {
+      name
+      for name in rw.difficulty.__all__
+      if inspect.isfunction(value := getattr(rw.difficulty, name))
+      and inspect.signature(value).return_annotation is rw.types.WeightingRule
+    }
+    self.assertIn("difficulty_weights", public)
+    # What only records leaves the weights alone, which its own tests show.
+    self.assertLessEqual(public - {"record_dynamics"}, set(NAMES))
+
   def test_every_public_rule_is_in_the_table(self):
     states = {name for name in rules.__all__ if name.endswith("State")} | {"label_shift_ratios"}
     others = {
