@@ -33,9 +33,9 @@ class Setting:
   learning_rate: float = 0.1
   momentum: float = 0.0
   weight_decay: float = 0.0
-  early_networks: int = 3
+  early_networks: int = 3  # 0: no measures of them
   early_share: float = 0.1  # of the steps
-  snapshots: int = 5  # of one training, at equal distances
+  snapshots: int = 5  # of one training, at equal distances; 0: no measures of gradients
   neighbors: int = 10
   members_at_once: int | None = None  # in a saved chunk
 
@@ -107,7 +107,8 @@ _price(lambda s: 0, "nonprototypicality")
 _price(lambda s: s.early_networks * s.early_steps() / s.steps, "early_el2n", "early_grand")
 _price(lambda s: s.early_networks * s.early_steps() / s.steps, "early_last_layer_grand")
 _price(lambda s: 1, *difficulty.OF_DYNAMICS, "entropy", "uncertainty_margin", "final_grand")
-_price(lambda s: 1, "variance_of_gradients", "self_influence", "feature_neighbor_disagreement")
+_price(lambda s: 1, "variance_of_gradients", "self_influence")
+_price(lambda s: 1, "feature_neighbor_disagreement", "feature_neighbor_distance")
 _price(lambda s: s.members, *difficulty.OF_ENSEMBLE, "predictive_entropy", "bald")
 
 
@@ -147,11 +148,14 @@ def measure(
     progress.advance(setting.steps, "finished before")
   accuracy = float(recorded.pop("accuracy"))
   scores |= recorded
-  progress.begin("networks early in training")
-  done = parts.has("early")
-  scores |= parts.kept("early", lambda: _of_early_networks(examples, net, setting, seed, progress))
-  if done:
-    progress.advance(setting.early_networks * setting.early_steps(), "finished before")
+  if setting.early_networks:
+    progress.begin("networks early in training")
+    done = parts.has("early")
+    scores |= parts.kept(
+      "early", lambda: _of_early_networks(examples, net, setting, seed, progress)
+    )
+    if done:
+      progress.advance(setting.early_networks * setting.early_steps(), "finished before")
   log_probs = _ensemble(examples, net, setting, seed, masks, parts, progress)
   said = jnp.asarray(log_probs)
   scores |= {
@@ -165,14 +169,17 @@ def measure(
 
 def _of_neighbors(subject: Subject, setting: Setting) -> dict[str, np.ndarray]:
   found = difficulty.nearest_neighbors(subject.embedding, setting.neighbors)
-  others = subject.labels[found.indices] != subject.labels[:, None]
   rarity = difficulty.class_rarity(jnp.asarray(subject.labels), subject.num_classes)
   return {
-    "neighbor_disagreement": others.mean(1),
+    "neighbor_disagreement": _disagreement(found, subject.labels),
     "neighbor_distance": found.distances.mean(1),
     "nonprototypicality": difficulty.nonprototypicality(subject.embedding, subject.labels),
     "class_rarity": np.asarray(rarity),
   }
+
+
+def _disagreement(found: difficulty.Neighbors, labels: np.ndarray) -> np.ndarray:
+  return np.mean(labels[np.asarray(found.indices)] != labels[:, None], axis=1)
 
 
 def _of_one_training(
@@ -204,19 +211,29 @@ def _of_one_training(
       progress.advance(number % 100 + 1, f"step {number + 1}")
   seen = difficulty.dynamics_of(state.rule_state)
   found = {name: np.asarray(of(seen)) for name, of in difficulty.OF_DYNAMICS.items()}
-  logits, features = _logits_and_features(net, snapshots[-1], examples)
+  _check_finite(state.params, "at the end")
+  logits, features = _logits_and_features(net, (state.params, state.model_state), examples)
   labels = np.asarray(examples.labels)
-  neighbors = difficulty.neighbor_disagreement(np.asarray(features), labels, setting.neighbors)
-  norms, saliency = _of_gradients(net, snapshots, examples)
-  rates = [setting.learning_rate] * len(snapshots)
+  neighbors = difficulty.nearest_neighbors(np.asarray(features), setting.neighbors)
+  found |= _of_snapshots(net, snapshots, examples, setting) if snapshots else {}
   return found | {
     "entropy": np.asarray(difficulty.entropy(logits)),
     "uncertainty_margin": np.asarray(difficulty.uncertainty_margin(logits)),
-    "feature_neighbor_disagreement": np.asarray(neighbors),
+    "feature_neighbor_disagreement": _disagreement(neighbors, labels),
+    "feature_neighbor_distance": np.asarray(neighbors.distances).mean(1),
+    "accuracy": np.asarray(np.mean(np.argmax(np.asarray(logits), -1) == labels)),
+  }
+
+
+def _of_snapshots(
+  net: Net, snapshots: list[Any], examples: Batch, setting: Setting
+) -> dict[str, np.ndarray]:
+  norms, saliency = _of_gradients(net, snapshots, examples)
+  rates = [setting.learning_rate] * len(snapshots)
+  return {
     "final_grand": norms[-1],
     "self_influence": np.asarray(difficulty.self_influence(jnp.asarray(norms), rates)),
     "variance_of_gradients": saliency,
-    "accuracy": np.asarray(np.mean(np.argmax(np.asarray(logits), -1) == labels)),
   }
 
 
