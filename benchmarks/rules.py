@@ -88,8 +88,10 @@ RULES: dict[str, Callable[[], WeightingRule]] = {
   "smooth_by_index": lambda: rw.rules.smooth_by_index(NUM_EXAMPLES),
   "emphasis": lambda: rw.rules.emphasis(rw.densities.normal(8.0, 0.5)),
   "exponential_emphasis": lambda: rw.rules.exponential_emphasis(8.0),
+  "polynomial_tail": rw.rules.polynomial_tail,
+  "ldam": lambda: rw.rules.ldam(CLASS_COUNTS),
 }
-ON_UNIT_MARGIN = frozenset({"emphasis", "exponential_emphasis"})
+ON_UNIT_MARGIN = frozenset({"emphasis", "exponential_emphasis", "polynomial_tail"})
 TIMED = ("uniform", "focal", "small_loss", "smooth_by_index", "exponential_emphasis")
 
 

@@ -112,6 +112,42 @@ class ImbalanceTest(parameterized.TestCase):
       data.imbalanced_indices(np.repeat([0, 1], 10), 2, kind, ratio, _rng())
 
 
+class UndersamplingTest(parameterized.TestCase):
+  LABELS = np.repeat([2, 0, 1], [30, 4, 11])
+
+  def test_every_class_is_as_often_as_the_rarest_and_no_example_twice(self):
+    kept = data.undersampled_indices(self.LABELS, 3, _rng())
+    self.assertEqual(np.bincount(self.LABELS[kept]).tolist(), [4, 4, 4])
+    self.assertEqual(sorted(set(kept.tolist())), kept.tolist())
+    self.assertContainsSubset(range(30, 34), kept.tolist())  # the rarest class is kept whole
+
+  def test_every_example_of_a_class_is_drawn_alike(self):
+    draws = [data.undersampled_indices(self.LABELS, 3, _rng(seed)) for seed in range(500)]
+    times = np.bincount(np.concatenate(draws), minlength=45)
+    # 4 of 30, 4 of 4 and 4 of 11 in 500 draws; standard deviations 8 and 11.
+    np.testing.assert_allclose(times[:30], 500 * 4 / 30, atol=35)
+    np.testing.assert_array_equal(times[30:34], 500)
+    np.testing.assert_allclose(times[34:], 500 * 4 / 11, atol=45)
+
+  def test_equal_generators_keep_the_same_and_equal_classes_stay_whole(self):
+    keep = lambda labels, seed: data.undersampled_indices(labels, 3, _rng(seed)).tolist()
+    self.assertEqual(keep(self.LABELS, 1), keep(self.LABELS, 1))
+    self.assertNotEqual(keep(self.LABELS, 1), keep(self.LABELS, 2))
+    self.assertEqual(keep(np.arange(9) % 3, 0), list(range(9)))
+
+  @parameterized.parameters(
+    ([0, 0, 2], 3, data.DataError, r"got none of class 1\. Give more"),
+    ([0, 1], 3, data.DataError, "got none of class 2"),
+    ([0, 3], 3, ValueError, "from 0 to 2, got 0 to 3"),
+    ([0.5, 1], 2, ValueError, "got shape .* float64"),
+    ([], 2, ValueError, "at least one integer"),
+  )
+  def test_mistakes_are_one_line(self, labels, num_classes, error, pattern):
+    with self.assertRaisesRegex(error, pattern) as raised:
+      data.undersampled_indices(np.array(labels), num_classes, _rng())
+    self.assertNotIn("\n", str(raised.exception))
+
+
 class FileTestCase(parameterized.TestCase):
   def setUp(self):
     super().setUp()

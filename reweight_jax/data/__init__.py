@@ -8,7 +8,7 @@ from reweight_jax.data.batching import balanced_batch_indices, batch_indices, ba
 from reweight_jax.data.dataset import DataError, Dataset
 from reweight_jax.data.flips import asymmetric_flips
 from reweight_jax.data.human import human_labels
-from reweight_jax.data.imbalance import IMBALANCES, imbalanced_indices
+from reweight_jax.data.imbalance import IMBALANCES, imbalanced_indices, undersampled_indices
 from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
 from reweight_jax.data.packed import read_npz, save_npz
 from reweight_jax.data.sources import DATASETS, default_folder, load
@@ -38,5 +38,6 @@ __all__ = [
   "read_npz",
   "save_npz",
   "split_indices",
+  "undersampled_indices",
   "vocabulary_size",
 ]

@@ -1,4 +1,4 @@
-"""Imbalance made on purpose: which examples to keep so that some classes become rare."""
+"""Imbalance made and unmade: which examples to keep so that classes become rare, or balanced."""
 
 import numpy as np
 
@@ -73,3 +73,40 @@ def imbalanced_indices(
       f"the classes has {smallest}. Lower the ratio."
     )
   return draw_per_class(labels, counts, rng)
+
+
+def undersampled_indices(
+  labels: np.ndarray, num_classes: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Draws as many examples of every class as the rarest has, without replacement.
+
+  What stays is balanced for good: a net that fits all its examples forgets class weights, and
+  copies of examples, which are weights, but not which examples there were.
+
+  Args:
+    labels: `[examples]` integers, as training sees them.
+    num_classes: how many classes there are.
+    rng: draws the examples.
+
+  Returns:
+    Positions in `labels`, sorted, int64; all of them if the classes are equally frequent.
+
+  Raises:
+    DataError: if a class has no examples.
+    ValueError: if labels are not a vector of integers below `num_classes`.
+
+  Source: undersampling as in Buda, Maki, Mazurowski 2018, arXiv 1710.05381.
+
+  Example:
+    >>> kept = undersampled_indices(np.array([0, 0, 1, 0, 1]), 2, np.random.default_rng(0))
+    >>> print(np.array([0, 0, 1, 0, 1])[kept].sum(), len(kept))
+    2 4
+  """
+  labels = check_labels(labels, num_classes)
+  counts = np.bincount(labels, minlength=num_classes)
+  if not counts.all():
+    raise DataError(
+      f"undersampling expects examples of every class, got none of class {counts.argmin()}. Give "
+      "more examples, or number the classes without a gap."
+    )
+  return draw_per_class(labels, np.full(num_classes, counts.min()), rng)

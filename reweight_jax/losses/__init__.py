@@ -22,6 +22,13 @@ from reweight_jax.losses.one_example import (
   token_cross_entropy,
   unit_margin,
 )
+from reweight_jax.losses.persistent import (
+  ldam,
+  logit_adjustment,
+  polynomial_tail,
+  vector_scaling,
+  vector_scaling_for,
+)
 from reweight_jax.losses.robust import (
   absolute_error,
   asymmetric_focal_loss,
@@ -42,8 +49,11 @@ __all__ = [
   "focal_loss",
   "from_apply",
   "generalized_cross_entropy",
+  "ldam",
   "log_error_probability",
+  "logit_adjustment",
   "mixup",
+  "polynomial_tail",
   "smoothed_cross_entropy",
   "softmax_cross_entropy",
   "squared_error",
@@ -52,4 +62,6 @@ __all__ = [
   "taylor_cross_entropy",
   "token_cross_entropy",
   "unit_margin",
+  "vector_scaling",
+  "vector_scaling_for",
 ]

@@ -12,6 +12,7 @@ weight of 1 is an ordinary example; weights start at 1 (0 for padding) and rules
 | probability_based | the probability of the label: the robust losses, bootstrapping |
 | focal | the same, for what is not yet fitted: focal and asymmetric focal |
 | emphasis | the same, choosing gradient lengths: derivative manipulation |
+| tails | the margin of the label: the polynomial tail, margins by class |
 | gradient_density | how crowded each gradient length is: GHM |
 | class_priors | class counts |
 | importance | densities and class shares of another distribution |
@@ -59,6 +60,7 @@ from reweight_jax.rules.shaping import (
   rectify,
   where_examples,
 )
+from reweight_jax.rules.tails import ldam, polynomial_tail
 
 __all__ = [
   "GradientHarmonizingState",
@@ -86,10 +88,12 @@ __all__ = [
   "label_shift",
   "label_shift_ratios",
   "large_loss",
+  "ldam",
   "loss_quantiles",
   "loss_transform",
   "mix_with_uniform",
   "normalize",
+  "polynomial_tail",
   "random_weights",
   "rectify",
   "reducible_loss",
