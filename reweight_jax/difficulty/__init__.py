@@ -106,6 +106,7 @@ from reweight_jax.difficulty.uncertainty import (
   uncertainty_margin,
 )
 from reweight_jax.difficulty.weighting import (
+  RefreshedDifficultyState,
   difficulty_weights,
   refreshed_difficulty_weights,
 )
@@ -120,6 +121,7 @@ __all__ = [
   "Dynamics",
   "Members",
   "Neighbors",
+  "RefreshedDifficultyState",
   "aleatoric",
   "bald",
   "bias_variance",

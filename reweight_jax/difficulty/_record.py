@@ -188,7 +188,7 @@ def _of_the_batch(labels: Array, outputs: Outputs) -> dict[str, Array]:
     )
   log_p, log_error = scores.log_probabilities_of_label(logits, labels)
   return {
-    "correct": jnp.argmax(logits, axis=-1) == labels,
+    "correct": jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels,
     "loss": outputs.losses,
     "error": jnp.exp(log_error),
     "variance": jnp.exp(log_p + log_error),

@@ -179,8 +179,6 @@ def refreshed_difficulty_weights(
     **unused: Any,
   ) -> tuple[Array, RefreshedDifficultyState]:
     del params, unused
-    # The record compares labels with an argmax, whose type strict promotion must not have to mix.
-    labels = labels.astype(jnp.result_type(int))
     batch, outputs = Batch((), labels, indices, mask), Outputs(losses, logits)
     dynamics = observe(state.dynamics, batch, outputs)
     since = state.num_steps - burn_in_steps
