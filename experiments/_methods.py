@@ -9,7 +9,7 @@ import optax
 import reweight_jax as rw
 from experiments import _learned
 from experiments._rule_options import RuleOptions
-from reweight_jax import densities, rules
+from reweight_jax import densities, difficulty, rules
 from reweight_jax.densities import Density
 from reweight_jax.types import WeightingRule
 
@@ -20,8 +20,9 @@ class Recipe(NamedTuple):
   rules: tuple[str, ...]
   source: str = "train"  # or "meta", the clean set
   finetunes: bool = False  # a second phase on the clean set
-  sampler: str = "shuffled"  # or "balanced", all classes alike
+  sampler: str = "shuffled"  # "balanced": all classes alike; "undersampled": as the rarest, always
   is_deferred: bool = False  # rules and sampler wait for the end of the run
+  loss: str = ""  # one of `_base_losses.LOSSES`; "": cross-entropy, or the margin if a rule says so
 
 
 class Facts(NamedTuple):
@@ -31,6 +32,7 @@ class Facts(NamedTuple):
   num_classes: int = 0
   num_examples: int = 0
   examples: Any = None  # `_reference.Examples`: numbers by position in the data set
+  epoch_steps: int = 1  # batches of one pass over the training set
 
 
 _DENSITIES: dict[str, Callable[[RuleOptions], Density]] = {
@@ -63,6 +65,20 @@ def _exponential_emphasis(options: RuleOptions, facts: Facts, seed: int) -> Weig
     return rule
   injected = optax.inject_hyperparams(rules.exponential_emphasis, ("normalization", "arithmetic"))
   return injected(options.dm_beta, options.dm_lam, kind, arithmetic)
+
+
+def _by_difficulty(mode: str) -> Any:
+  def make(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule:
+    del seed
+    return difficulty.refreshed_difficulty_weights(
+      facts.num_examples,
+      difficulty.OF_DYNAMICS[options.difficulty_measure],
+      difficulty.MODES[mode](options.difficulty_ratio),
+      every_steps=options.difficulty_every or facts.epoch_steps,
+      burn_in_steps=round(options.difficulty_burn_in_epochs * facts.epoch_steps),
+    )
+
+  return make
 
 
 def _label_shift(options: RuleOptions, facts: Facts, seed: int) -> WeightingRule:
@@ -123,6 +139,7 @@ RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   ),
   "mix_with_uniform": lambda o, facts, seed: rules.mix_with_uniform(o.mix_share),
   "normalize": lambda o, facts, seed: rules.normalize("mean", decay=o.normalize_decay),
+  "polynomial_tail": lambda o, facts, seed: rules.polynomial_tail(o.polynomial_tail_power),
   "random_weights": lambda o, facts, seed: rules.random_weights(seed),
   "rectify": lambda o, facts, seed: rules.rectify(),
   "reducible_loss": lambda o, facts, seed: rules.reducible_loss(facts.examples.losses, o.rho_keep),
@@ -145,6 +162,7 @@ RULES: dict[str, Callable[[RuleOptions, Facts, int], WeightingRule]] = {
   "exponential_emphasis": _exponential_emphasis,
   **{name: _emphasis(density, None) for name, density in _DENSITIES.items()},
   **{name: _learning(name) for name in _learned.NAMES},
+  **{name: _by_difficulty(name) for name in difficulty.MODES},
   # The losses themselves, without the normalization of derivative manipulation.
   "absolute_error": _emphasis(_DENSITIES["absolute_emphasis"], "none"),
   "squared_probability_error": _emphasis(_DENSITIES["squared_emphasis"], "none"),
@@ -190,6 +208,11 @@ METHODS: dict[str, Recipe] = {
   "trimmed": Recipe(("loss_quantiles", "normalize")),
   "super_loss": Recipe(("super_loss",)),
   "ghm": Recipe(("gradient_harmonizing",)),
+  # By a difficulty that the run itself records.
+  "easy_first": Recipe(("easy_first",)),
+  "hard_first": Recipe(("hard_first",)),
+  "medium_first": Recipe(("medium_first",)),
+  "two_ends_first": Recipe(("two_ends_first",)),
   # By another run (--reference) or a file.
   "rho": Recipe(("reducible_loss", "normalize")),
   "jtt": Recipe(("just_train_twice",)),
@@ -203,7 +226,13 @@ METHODS: dict[str, Recipe] = {
   "class_balanced_deferred": Recipe(("class_balanced",), is_deferred=True),
   "resample": Recipe(("uniform",), sampler="balanced"),
   "resample_deferred": Recipe(("uniform",), sampler="balanced", is_deferred=True),
+  "undersample": Recipe(("uniform",), sampler="undersampled"),
   "hard_mining": Recipe(("hard_mining", "normalize")),
+  # By class, through the logits; and the loss under which weights persist, for chains with them.
+  "ldam": Recipe(("uniform",), loss="ldam"),
+  "logit_adjustment": Recipe(("uniform",), loss="logit_adjustment"),
+  "vector_scaling": Recipe(("uniform",), loss="vector_scaling"),
+  "polynomial_tail": Recipe(("polynomial_tail",)),
 }
 
 NEEDS_META_BATCH = frozenset({"align", "learning_to_reweight", *_learned.NAMES})
@@ -211,7 +240,10 @@ NEEDS_COUNTS = frozenset({"class_aware_weight_net", "class_balanced", "inverse_f
 NEEDS_REFERENCE = frozenset({"just_train_twice", "label_shift", "reducible_loss"})
 NEEDS_RATIOS = frozenset({"importance_ratio"})
 ON_UNIT_MARGIN = frozenset(
-  {"exponential_emphasis", *_DENSITIES, "absolute_error", "squared_probability_error"}
+  {
+    *("exponential_emphasis", *_DENSITIES, "absolute_error", "squared_probability_error"),
+    "polynomial_tail",
+  }
 )
 """The rules whose base loss is the unit margin."""
 

@@ -4,9 +4,10 @@ import functools
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
-from experiments import _meta, _methods, _reference, _steps
+from experiments import _base_losses, _meta, _methods, _reference, _steps
 from experiments._config import WITHOUT_FLIPS, Config
 from experiments._errors import UsageError
 from experiments._lane import Phase, Schedule
@@ -70,7 +71,7 @@ def make_phases(
       reference=bool(names & _methods.NEEDS_REFERENCE),
     )
   _check_sizes(config.rule_options, names, task.num_classes)
-  loss_fn = model.margin_loss_fn if _methods.ON_UNIT_MARGIN & names else model.loss_fn
+  loss_fn = _loss_fn(config, model, recipe, task)
   uses_meta_batch = bool(_methods.NEEDS_META_BATCH & names)
   route, note = _meta.route(config, loss_fn, model, dataset)
   options = _steps.StepOptions(
@@ -92,7 +93,8 @@ def make_phases(
   def phase(source: str, num_steps: int, tx: optax.GradientTransformation) -> Phase:
     # Only what the step needs to know: runs that need the same share the compiled one.
     counts = task.class_counts(source) if _methods.NEEDS_COUNTS & names else ()
-    facts = _methods.Facts(counts, task.num_classes, len(task.labels), examples)
+    epoch_steps = max(1, len(task.train) // config.batch_size)
+    facts = _methods.Facts(counts, task.num_classes, len(task.labels), examples, epoch_steps)
     rule = _methods.compose(recipe.rules, config.rule_options, facts, seed, burn_in)
     step = _loop_step(
       loss_fn,
@@ -106,9 +108,13 @@ def make_phases(
       tx,
       options,
     )
-    balanced_from = burn_in if recipe.sampler == "balanced" and source == "train" else None
+    sampler = recipe.sampler if source == "train" else "shuffled"
+    balanced_from = burn_in if sampler == "balanced" else None
+    kept = _undersampled(task, seed) if sampler == "undersampled" else None
     every = config.meta_every if uses_meta_batch else 1
-    return Phase(source, num_steps, rule, tx, uses_meta_batch, step, balanced_from, every, note)
+    return Phase(
+      source, num_steps, rule, tx, uses_meta_batch, step, balanced_from, every, note, kept
+    )
 
   num_steps = config.num_steps(len(task.train))
   burn_in = round(config.defer_until * num_steps) if recipe.is_deferred else 0
@@ -119,6 +125,22 @@ def make_phases(
     small = _optimizer(rate / 10, "constant", (), config.finetune_steps, *rest)
     phases.append(phase("meta", config.finetune_steps, small))
   return phases
+
+
+def _loss_fn(config: Config, model: Model, recipe: _methods.Recipe, task: Task) -> PerExampleLoss:
+  """What the recipe's rules weigh."""
+  if recipe.loss:
+    counts = task.class_counts(recipe.source)
+    assert model.loss_fn_of is not None  # every model of a command has it
+    return model.loss_fn_of(_base_losses.make(recipe.loss, config.rule_options, counts))
+  on_margin = _methods.ON_UNIT_MARGIN.intersection(recipe.rules)
+  return model.margin_loss_fn if on_margin else model.loss_fn
+
+
+def _undersampled(task: Task, seed: int) -> np.ndarray:
+  """The training positions of the seed that leave every given label as often as the rarest."""
+  rng = np.random.default_rng([seed, 4])  # 1 to 3 draw the task
+  return task.train[data.undersampled_indices(task.labels[task.train], task.num_classes, rng)]
 
 
 @functools.lru_cache(maxsize=32)

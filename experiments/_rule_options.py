@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reweight_jax import losses
+from reweight_jax import difficulty, losses
 
 
 class Range(NamedTuple):
@@ -20,6 +20,8 @@ class Range(NamedTuple):
 AT_LEAST_0 = Range(lambda value: value >= 0, "at least 0")
 AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
 FROM_1 = Range(lambda value: 1 <= value <= 1000, "from 1 to 1000")
+FROM_0 = Range(lambda value: 0 <= value <= 1000, "from 0 to 1000")
+COUNT_OR_0 = Range(lambda value: 0 <= value < 2**31, "in [0, 2^31)")
 ABOVE_0 = Range(lambda value: value > 0, "above 0")
 BELOW_0 = Range(lambda value: value < 0, "below 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -58,6 +60,12 @@ class RuleOptions:
   class_balanced_beta: float = _number(0.999, BELOW_1, "of the rule class_balanced")
   class_weights: tuple[float, ...] = _list("a factor for each class")
   clip_max_weight: float = _number(5.0, ABOVE_0, "largest weight of the rule clip")
+  difficulty_burn_in_epochs: float = _number(1.0, FROM_0, "before their first weights")
+  difficulty_every: int = _number(0, COUNT_OR_0, "steps from weights to new ones; 0: an epoch's")
+  difficulty_measure: str = _word(
+    "mean_loss", tuple(difficulty.OF_DYNAMICS), "what easy_first, hard_first and others weigh by"
+  )
+  difficulty_ratio: float = _number(10.0, AT_LEAST_1, "largest of their weights over the smallest")
   dm_arithmetic: str = _word("exact", losses.ARITHMETICS, "of derivative manipulation")
   dm_beta: float = _number(8.0, FINITE, "sharpness of exponential_emphasis, the method dm")
   dm_lam: float = _number(0.5, AT_LEAST_0, "lambda of the same: mode at lambda / (lambda + 1)")
@@ -72,11 +80,14 @@ class RuleOptions:
   inverse_frequency_power: float = _number(1.0, FINITE, "exponent of inverse_frequency")
   jtt_factor: float = _number(20.0, AT_LEAST_0, "weight of the reference run's errors")
   large_loss_keep: float = _number(0.5, SHARE_ABOVE_0, "share that the rule large_loss keeps")
+  ldam_max_margin: float = _number(0.5, AT_LEAST_0, "of the rarest class, in units of the logits")
+  ldam_scale: float = _number(1.0, ABOVE_0, "of logits and margins in ldam; 30 is for cosines")
   lilaw_alpha: float = _number(10.0, FINITE, "of the easy, in lilaw; where it starts")
   lilaw_beta: float = _number(2.0, FINITE, "of the hard, alike")
   lilaw_decay: float = _number(1e-4, AT_LEAST_0, "weight decay of these three numbers")
   lilaw_delta: float = _number(6.0, FINITE, "of the undecided, alike")
   lilaw_learning_rate: float = _number(5e-3, ABOVE_0, "of SGD for the three numbers")
+  logit_adjustment_tau: float = _number(1.0, FINITE, "share of the log priors added to logits")
   meta_weight_net_decay: float = _number(5e-4, AT_LEAST_0, "weight decay of the weight nets")
   meta_weight_net_hidden: int = _number(100, FROM_1, "width of their hidden layer")
   meta_weight_net_learning_rate: float = _number(1e-3, ABOVE_0, "of their optimizer")
@@ -90,6 +101,7 @@ class RuleOptions:
   normalize_decay: float | None = _number(
     None, DECAY, "moving average of normalize; default each batch"
   )
+  polynomial_tail_power: float = _number(1.0, ABOVE_0, "of the tail; on margins, not in nats")
   quantiles_high: float = _number(0.9, SHARE_ABOVE_0, "upper quantile of loss_quantiles")
   quantiles_low: float = _number(0.1, BELOW_1, "lower quantile of loss_quantiles")
   rho_keep: float = _number(0.1, SHARE_ABOVE_0, "share that the rule reducible_loss keeps")
@@ -109,6 +121,8 @@ class RuleOptions:
     None, FINITE, "its threshold, nats; default the running mean loss"
   )
   taylor_order: int = _number(2, FROM_1, "terms of Taylor cross-entropy")
+  vector_scaling_gamma: float = _number(0.2, AT_LEAST_0, "power of the counts that scales logits")
+  vector_scaling_tau: float = _number(1.0, FINITE, "share of the log priors added to logits")
 
   def given(self) -> dict[str, Any]:
     """The values that are not the defaults: flag -> value, as in JSON."""

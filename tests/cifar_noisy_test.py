@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
 from experiments import (
+  _base_losses,
   _check,
   _config,
   _errors,
@@ -232,6 +233,10 @@ class BadFlagsTest(CommandTestCase):
       "class_balanced_beta": (1.5, "class_balanced"),
       "class_weights": ((1.0, -1.0), "class_weights"),
       "clip_max_weight": (0, "clip"),
+      "difficulty_burn_in_epochs": (-1, "hard_first"),
+      "difficulty_every": (-1, "easy_first"),
+      "difficulty_measure": ("luck", _OF_OPTAX),
+      "difficulty_ratio": (0.5, "medium_first"),
       "dm_arithmetic": ("sloppy", "exponential_emphasis"),
       "dm_beta": (float("nan"), "exponential_emphasis"),
       "dm_lam": (-0.5, "exponential_emphasis"),
@@ -246,11 +251,14 @@ class BadFlagsTest(CommandTestCase):
       "inverse_frequency_power": (float("nan"), "inverse_frequency"),
       "jtt_factor": (-1, "just_train_twice"),
       "large_loss_keep": (0, "large_loss"),
+      "ldam_max_margin": (-1, "ldam"),
+      "ldam_scale": (0, "ldam"),
       "lilaw_alpha": (float("nan"), "lilaw"),
       "lilaw_beta": (float("inf"), "lilaw_meta_gradient"),
       "lilaw_decay": (-1, _OF_OPTAX),
       "lilaw_delta": (float("nan"), "lilaw"),
       "lilaw_learning_rate": (0, _OF_OPTAX),
+      "logit_adjustment_tau": (float("nan"), "logit_adjustment"),
       "meta_weight_net_decay": (-1, _OF_OPTAX),
       "meta_weight_net_hidden": (0, "meta_weight_net"),
       "meta_weight_net_learning_rate": (0, _OF_OPTAX),
@@ -260,6 +268,7 @@ class BadFlagsTest(CommandTestCase):
       "normal_beta": (float("inf"), "normal_emphasis"),
       "normal_mode": (-1, "normal_emphasis"),
       "normalize_decay": (1, "normalize"),
+      "polynomial_tail_power": (0, "polynomial_tail"),
       "quantiles_high": (1.5, "loss_quantiles"),
       "quantiles_low": (-0.5, "loss_quantiles"),
       "rho_keep": (0, "reducible_loss"),
@@ -277,6 +286,8 @@ class BadFlagsTest(CommandTestCase):
       "super_loss_lam": (0, "super_loss"),
       "super_loss_threshold": (float("nan"), "super_loss"),
       "taylor_order": (0, "taylor_cross_entropy"),
+      "vector_scaling_gamma": (-1, "vector_scaling"),
+      "vector_scaling_tau": (float("inf"), "vector_scaling"),
     }
     fields = dataclasses.fields(_rule_options.RuleOptions)
     self.assertEqual(list(outside), [field.name for field in fields])
@@ -286,7 +297,10 @@ class BadFlagsTest(CommandTestCase):
       given = {"asymmetric_focal_gammas": (1.0, 1.0), name: value}
       options = _rule_options.RuleOptions(**given)
       with self.subTest(name):
-        if rule != _OF_OPTAX:
+        if rule in _base_losses.LOSSES:
+          with self.assertRaises(ValueError):
+            _base_losses.make(rule, options, (1, 1))
+        elif rule != _OF_OPTAX:
           with self.assertRaises(ValueError):
             _methods.compose((rule,), options, facts, 0)
         with self.assertRaisesRegex(_errors.UsageError, f"--{name}: "):
@@ -303,6 +317,8 @@ class BadFlagsTest(CommandTestCase):
     shaping = {"align", "clip", "mix_with_uniform", "rectify", "smooth_by_index"}
     used = {rule for recipe in _methods.METHODS.values() for rule in recipe.rules}
     self.assertEqual(used | shaping, set(_methods.RULES))
+    losses = {recipe.loss for recipe in _methods.METHODS.values() if recipe.loss}
+    self.assertEqual(losses, set(_base_losses.LOSSES))
 
 
 class FlagsTest(parameterized.TestCase):
