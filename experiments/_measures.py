@@ -276,12 +276,13 @@ def _ensemble(
   progress: Progress,
 ) -> np.ndarray:
   """The members' log-probabilities, chunk by chunk, each kept as soon as it is made."""
+  tx = setting.optimizer()  # one for all chunks, which then share a compiled program
 
   def predictions(chunk: range) -> dict[str, Any]:
     members = difficulty.train_members(
       net.loss_fn,
       net.init,
-      setting.optimizer(),
+      tx,
       examples,
       masks,
       key=jax.random.key(seed),
