@@ -107,16 +107,19 @@ def _check_rule_options(config: Config) -> None:
         f"{getattr(options, high):g}"
       )
   by_nats = [rule for rule in config.rules if rule in _methods.IN_NATS]
-  if by_nats and _methods.ON_UNIT_MARGIN & _rules(config):
+  on_margins = sorted(_methods.ON_UNIT_MARGIN & _rules(config))
+  if by_nats and on_margins:
     raise UsageError(
-      f"--rules: {by_nats[0]} reads losses in nats, but derivative manipulation trains on margins, "
-      "where its numbers mean nothing: leave one of them out"
+      f"--rules: {by_nats[0]} reads losses in nats, but {on_margins[0]} trains on margins, where "
+      "its numbers mean nothing: leave one of them out"
     )
   mixed = config.label_smoothing or config.mixup
-  if mixed and _methods.ON_UNIT_MARGIN & _rules(config):
+  has_loss = any(_methods.METHODS[name].loss for name in config.methods)
+  if mixed and (has_loss or on_margins):
     raise UsageError(
-      "--label_smoothing and --mixup go with losses on cross-entropy; derivative manipulation "
-      "knows no soft labels: leave them out"
+      "--label_smoothing and --mixup go with losses on cross-entropy; methods on the margin "
+      "(derivative manipulation, polynomial_tail) or with a loss of their own know no soft labels: "
+      "leave them out"
     )
 
 

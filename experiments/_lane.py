@@ -34,6 +34,11 @@ class Phase(NamedTuple):
   balanced_from: int | None = None  # the step of the phase from which batches balance the classes
   meta_every: int = 1  # steps between meta batches; above 1 the state keeps the meta direction
   note: str = ""  # what is to be told of it
+  kept: np.ndarray | None = None  # positions to draw from; None: all of the source
+
+  def positions(self, task: Task) -> np.ndarray:
+    """What its batches are drawn from."""
+    return task.positions(self.source) if self.kept is None else self.kept
 
 
 class Schedule(NamedTuple):

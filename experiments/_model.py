@@ -11,7 +11,7 @@ import reweight_jax as rw
 from experiments import _evaluation
 from experiments._config import Config
 from reweight_jax import data
-from reweight_jax.types import ApplyFn, Key, ModelState, Params, PerExampleLoss
+from reweight_jax.types import ApplyFn, Array, Key, ModelState, Params, PerExampleLoss
 
 
 class Model(NamedTuple):
@@ -22,6 +22,8 @@ class Model(NamedTuple):
   meta_loss_fn: PerExampleLoss  # the same without smoothing and mixup
   margin_loss_fn: PerExampleLoss  # the unit margin, which rules of emphasis weigh
   predict: _evaluation.Predict
+  # A loss of one example -> the loss on it, in training mode; one function for one loss.
+  loss_fn_of: Callable[[Callable[[Array, Array], Array]], PerExampleLoss] | None = None
   # (mae or gce, exponent of gce) -> loss of the meta batch; None if there is no other.
   robust_meta_loss_fn: Callable[[str, float], PerExampleLoss] | None = None
 
@@ -89,6 +91,7 @@ def from_apply(apply_fn: ApplyFn, init: Callable[[Key, Any], tuple[Params, Model
     known = {"mae": rw.losses.absolute_error, "gce": rw.losses.generalized_cross_entropy(q)}
     return rw.losses.from_apply(apply_fn, known[name])
 
+  on = functools.cache(lambda loss: rw.losses.from_apply(apply_fn, loss))  # as above
   # Drawing the params compiles 3 times as fast this way, to the same bits.
   options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-  return Model(jax.jit(init, compiler_options=options), plain, plain, margin, predict, robust)
+  return Model(jax.jit(init, compiler_options=options), plain, plain, margin, predict, on, robust)

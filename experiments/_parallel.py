@@ -16,12 +16,16 @@ MEMORY_SHARE = 0.8
 def groups(config: Config, runs: list[_lane.Run], setup: _lane.Setup) -> Iterator[list[_lane.Run]]:
   """The runs of one method in groups that go under one `jax.vmap`, in their order.
 
-  Only runs of one compiled step can: a rule made of a seed's class counts stands alone.
+  Only runs of one compiled step and one size of batch can: a rule or a loss made of a seed's class
+  counts stands alone.
   """
+  batch_size = lambda run: min(setup.schedule.batch_size, len(run.phases[0].positions(run.task)))
   size = config.parallel_seeds or _default_size(runs, setup)
   rest = list(runs)
   while rest:
-    alike = [run for run in rest if run.phases[0].step is rest[0].phases[0].step]
+    first = rest[0]
+    alike = [run for run in rest if run.phases[0].step is first.phases[0].step]
+    alike = [run for run in alike if batch_size(run) == batch_size(first)]
     group = alike[:size]
     yield group
     rest = [run for run in rest if run not in group]

@@ -197,8 +197,9 @@ def _positions(
   """Positions of the batches and meta batches of the steps from start to stop, `[steps, batch]`."""
   before = sum(earlier.num_steps for earlier in run.phases[: _lane.phase_at(run.phases, start)[0]])
 
-  def rows(source: str, batch_size: int, seed: int, balanced_from: int | None) -> np.ndarray:
-    positions = run.task.positions(source)
+  def rows(
+    positions: np.ndarray, batch_size: int, seed: int, balanced_from: int | None
+  ) -> np.ndarray:
     labels = run.task.labels[positions]
     size = min(batch_size, len(positions))
 
@@ -210,8 +211,8 @@ def _positions(
     return positions[np.stack([picked(step) for step in range(start, stop)])]
 
   return (
-    rows(phase.source, schedule.batch_size, 2 * run.seed, phase.balanced_from),
-    rows("meta", schedule.meta_batch_size, 2 * run.seed + 1, None),
+    rows(phase.positions(run.task), schedule.batch_size, 2 * run.seed, phase.balanced_from),
+    rows(run.task.positions("meta"), schedule.meta_batch_size, 2 * run.seed + 1, None),
   )
 
 

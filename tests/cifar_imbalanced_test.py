@@ -1,5 +1,6 @@
 """Imbalanced images: groups of classes, accuracy by class, deferred methods, the command."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
@@ -8,8 +9,20 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import _config, _flags, _methods, _phases, _run, cifar_imbalanced
+import reweight_jax as rw
+from experiments import (
+  _check,
+  _config,
+  _flags,
+  _methods,
+  _parallel,
+  _phases,
+  _run,
+  cifar_imbalanced,
+)
 from experiments._config import Config
+from experiments._errors import UsageError
+from experiments._rule_options import RuleOptions
 from reweight_jax import data, runlog
 from tests import commands, runs
 
@@ -79,6 +92,107 @@ class DeferredTest(runs.RunTestCase):
     rare = np.isin(task.labels[positions], np.arange(5, 10)).mean(axis=1)
     self.assertLess(rare[:6].max(), 0.2)  # 1 in 21
     self.assertGreater(rare[6:].min(), 0.3)  # half
+
+
+class LogitsAndTailsTest(runs.RunTestCase):
+  """Methods that persist where class weights fade."""
+
+  CONFIG = dataclasses.replace(
+    runs.CONFIG, steps=2, noise="none", imbalance="step", imbalance_ratio=5.0, ema_decay=None
+  )
+
+  def setUp(self):
+    super().setUp()
+    self.task = runs.make_task(
+      imbalance="step", imbalance_ratio=5.0, noise="none", noise_rate=None, validation_size=0
+    )
+
+  def phase(self, method, **settings):
+    config = dataclasses.replace(self.CONFIG, methods=(method,), **settings)
+    return _phases.make_phases(config, runs.linear_model(), method, runs.dataset(), self.task, 0)[0]
+
+  def losses(self, method, **options):
+    """What the step of a method takes as losses, at logits that are the same for all classes."""
+    config = dataclasses.replace(
+      self.CONFIG, methods=(method,), rule_options=RuleOptions(**options)
+    )
+    model, recipe = runs.linear_model(), _methods.METHODS[method]
+    loss_fn = _phases._loss_fn(config, model, recipe, self.task)
+    self.assertIs(loss_fn, _phases._loss_fn(config, model, recipe, self.task))  # compiled once
+    params, _ = model.init(None, None)
+    batch = rw.types.make_batch(np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 9], np.int32))
+    return np.asarray(loss_fn(params, {}, batch, None).losses)
+
+  def test_methods_train_on_their_own_loss(self):
+    # Five classes of five times as many; the loss at equal logits is that of the priors alone.
+    counts = self.task.class_counts("train")
+    self.assertEqual(counts, (counts[0],) * 5 + (counts[0] // 5,) * 5)
+    counts = np.array(counts)
+    priors = counts / counts.sum()
+    np.testing.assert_allclose(self.losses("logit_adjustment"), -np.log(priors[[0, 9]]), rtol=1e-5)
+    np.testing.assert_allclose(
+      self.losses("logit_adjustment", logit_adjustment_tau=0.0), np.log(10), rtol=1e-5
+    )
+    margins = 2 * np.array([(counts[9] / counts[0]) ** 0.25, 1])
+    np.testing.assert_allclose(
+      self.losses("ldam", ldam_max_margin=2.0), np.log1p(9 * np.exp(margins)), rtol=1e-5
+    )
+    # The logits are 1, the biases; tau 0 leaves the scales, 1 and 1/5 or near it.
+    scales = counts / counts.max()
+    self.assertLess(scales[9], 0.21)
+    np.testing.assert_allclose(
+      self.losses("vector_scaling", vector_scaling_gamma=1.0, vector_scaling_tau=0.0),
+      np.log(np.exp(scales).sum()) - scales[[0, 9]],
+      rtol=1e-5,
+    )
+    margin = -np.log(9)  # of equal logits
+    np.testing.assert_allclose(self.losses("polynomial_tail"), -margin / 2, rtol=1e-5)
+
+  def test_the_polynomial_tail_weighs_margins(self):
+    evidence = {"logits": np.array([[2, 0]], np.float32), "labels": np.array([0])}
+    rule = _methods.compose(
+      ("polynomial_tail",), RuleOptions(polynomial_tail_power=2.0), _methods.Facts(), 0
+    )
+    weights, _ = rule.update(np.ones(1, np.float32), rule.init(np.ones(1)), **evidence)
+    np.testing.assert_allclose(weights, 0.5, rtol=1e-6)  # 2 k m^(-k-1) = 4 / 8
+
+  @parameterized.parameters("logit_adjustment", "undersample")
+  def test_two_steps(self, method):
+    config = dataclasses.replace(self.CONFIG, methods=(method,), eval_every=2)
+    self.train("run", config=config, task=self.task)
+    (row,) = self.rows("run")
+    self.assertEqual(row["step"], 2)
+    self.assertTrue(np.isfinite(row["train_loss"]))
+    self.assertEqual(np.isfinite(self.weights("run")["mean_weight"]).sum(), 20)  # two batches of 10
+
+  def test_undersampled_batches_hold_every_class_as_often_as_the_rarest(self):
+    phase, labels = self.phase("undersample"), self.task.labels
+    rarest = min(self.task.class_counts("train"))
+    self.assertEqual(np.bincount(labels[phase.kept]).tolist(), [rarest] * 10)
+    self.assertContainsSubset(phase.kept.tolist(), self.task.train.tolist())
+    run = self.make_run("run")._replace(task=self.task, phases=[phase])
+    schedule = _phases.make_schedule(self.CONFIG)
+    positions, _ = _run._positions(run, phase, 0, 10 * rarest // 10, schedule)  # one pass
+    self.assertEqual(sorted(positions.ravel().tolist()), phase.kept.tolist())
+    np.testing.assert_array_equal(self.phase("undersample").kept, phase.kept)
+    self.assertIsNone(self.phase("resample").kept)
+
+  def test_seeds_whose_batches_differ_in_size_do_not_go_side_by_side(self):
+    config = dataclasses.replace(self.CONFIG, batch_size=400, parallel_seeds=2)
+    phase = self.phase("undersample", batch_size=400)
+    made = [
+      self.make_run("run", seed=i)._replace(task=self.task, phases=[phase._replace(kept=kept)])
+      for i, kept in enumerate((phase.kept, phase.kept[:-10], phase.kept))
+    ]
+    setup = mock.Mock(schedule=_phases.make_schedule(config))
+    groups = list(_parallel.groups(config, made, setup))
+    self.assertEqual([[run.seed for run in group] for group in groups], [[0, 2], [1]])
+
+  @parameterized.parameters("ldam", "vector_scaling", "logit_adjustment", "polynomial_tail")
+  def test_soft_labels_are_refused(self, method):
+    config = dataclasses.replace(self.CONFIG, methods=(method,), label_smoothing=0.1)
+    with self.assertRaisesRegex(UsageError, "--label_smoothing and --mixup .*leave them out$"):
+      _check.check(config)
 
 
 class BalancedBatchTest(parameterized.TestCase):

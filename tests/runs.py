@@ -68,7 +68,8 @@ def linear_model():
   loss_fn = rw.losses.from_apply(apply_fn)
   predict = _evaluation.make_predictor(rw.losses.from_apply(apply_fn, train=False))
   margin_loss_fn = rw.losses.from_apply(apply_fn, rw.losses.unit_margin)
-  return _model.Model(init, loss_fn, loss_fn, margin_loss_fn, predict)
+  on = functools.cache(lambda loss: rw.losses.from_apply(apply_fn, loss))
+  return _model.Model(init, loss_fn, loss_fn, margin_loss_fn, predict, on)
 
 
 def make_task(seed=0, **settings):
