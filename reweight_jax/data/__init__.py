@@ -8,6 +8,7 @@ from reweight_jax.data.batching import balanced_batch_indices, batch_indices, ba
 from reweight_jax.data.dataset import DataError, Dataset
 from reweight_jax.data.flips import asymmetric_flips
 from reweight_jax.data.human import human_labels
+from reweight_jax.data.image_folder import ImageFolder, load_image_folder, scan_image_folder
 from reweight_jax.data.imbalance import IMBALANCES, imbalanced_indices, undersampled_indices
 from reweight_jax.data.noise import NOISES, NoisyLabels, corrupt_labels
 from reweight_jax.data.packed import read_npz, save_npz
@@ -21,6 +22,7 @@ __all__ = [
   "NOISES",
   "DataError",
   "Dataset",
+  "ImageFolder",
   "NoisyLabels",
   "Split",
   "assert_disjoint",
@@ -33,10 +35,12 @@ __all__ = [
   "human_labels",
   "imbalanced_indices",
   "load",
+  "load_image_folder",
   "load_lines",
   "load_text",
   "read_npz",
   "save_npz",
+  "scan_image_folder",
   "split_indices",
   "undersampled_indices",
   "vocabulary_size",

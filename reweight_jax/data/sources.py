@@ -1,4 +1,4 @@
-"""Image data sets as NumPy arrays: digits, TensorFlow Datasets' folders, packed files."""
+"""Image data sets as NumPy arrays: digits, TensorFlow Datasets' folders, packed files, folders."""
 
 import os
 import pathlib
@@ -7,6 +7,7 @@ import numpy as np
 
 from reweight_jax.data._imports import import_or_explain
 from reweight_jax.data.dataset import DataError, Dataset
+from reweight_jax.data.image_folder import load_image_folder
 from reweight_jax.data.packed import load_npz
 from reweight_jax.data.tfds_folder import IMAGE_SHAPES, find_folder, read_folder
 
@@ -26,7 +27,8 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
   `data_dir`, and is split here, by class, into 1300 training and 497 test examples.
 
   Args:
-    name: one of `DATASETS`, or the path of a file that `save_npz` wrote, whose name ends in .npz.
+    name: one of `DATASETS`, the path of a file that `save_npz` wrote, whose name ends in .npz, or
+      of a folder of images as `load_image_folder` reads it.
     data_dir: the folder that holds one folder per data set, as TensorFlow Datasets writes it, in
       the `array_record` format. None means the variable `TFDS_DATA_DIR`, or if that is not set
       `~/tensorflow_datasets`.
@@ -47,7 +49,12 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     return load_npz(name)
   name = os.fspath(name)
   if name not in DATASETS:
-    raise DataError(f"load expects one of {', '.join(DATASETS)}, or a file FILE.npz, got {name!r}.")
+    if os.path.isdir(name):
+      return load_image_folder(name)
+    raise DataError(
+      f"load expects one of {', '.join(DATASETS)}, a file FILE.npz, or a folder of class folders "
+      f"of images, got {name!r}, which is none."
+    )
   if name == "digits":
     return _load_digits()
   try:
