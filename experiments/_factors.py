@@ -233,7 +233,7 @@ def _with_noisy_points(sample: _Sample, share: float, draw: int) -> np.ndarray:
 def _inputs(sample: _Sample) -> np.ndarray:
   """Images as they are; of made-up points random features, half ReLU, half Fourier.
 
-  Those have mean 0, and an example's length is 1 on average, as a linear model's decay expects.
+  Those have mean 0, and an example's squared length is 1 on average (less if ReLUs are dead).
   """
   if sample.directions is None:
     return sample.points.astype(np.float32)
@@ -248,7 +248,10 @@ def _inputs(sample: _Sample) -> np.ndarray:
     axis=1,
   )
   features -= features.mean(0)
-  return (features / features.std(0) / math.sqrt(NUM_FEATURES)).astype(np.float32)
+  spread = features.std(0)  # 0 where a ReLU is dead for all of a few points
+  return (features / np.where(spread == 0, math.inf, spread) / math.sqrt(NUM_FEATURES)).astype(
+    np.float32
+  )
 
 
 def _furthest(values: np.ndarray, share: float) -> np.ndarray:

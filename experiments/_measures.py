@@ -44,14 +44,21 @@ class Setting:
     return max(1, round(self.early_share * self.steps))
 
   def optimizer(self) -> optax.GradientTransformation:
-    """SGD, the same for all networks."""
-    sgd = optax.sgd(self.learning_rate, self.momentum or None)
-    return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd)
+    """SGD, the same for all networks; equal numbers, equal functions, which compile once."""
+    return _optimizer(self.learning_rate, self.momentum, self.weight_decay)
 
   def total_steps(self) -> int:
     """Steps of all trainings, for a progress bar."""
     early = self.early_networks * self.early_steps()
     return (1 + self.members) * self.steps + early
+
+
+@functools.lru_cache(maxsize=8)
+def _optimizer(
+  learning_rate: float, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  sgd = optax.sgd(learning_rate, momentum or None)
+  return optax.chain(optax.add_decayed_weights(weight_decay), sgd)
 
 
 class Subject(NamedTuple):
@@ -186,14 +193,8 @@ def _of_one_training(
   examples: Batch, net: Net, setting: Setting, seed: int, progress: Progress
 ) -> dict[str, np.ndarray]:
   """The dynamics of a training, what its snapshots see, and what its end says."""
-  size = examples.mask.shape[0]
-  rule, tx = difficulty.record_dynamics(size), setting.optimizer()
-  step = rw.training.make_train_step(net.loss_fn, rule, tx)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def take_step(state: Any, examples: Batch, positions: Array) -> Any:
-    return step(state, _at(examples, positions))[0]
-
+  size, tx = examples.mask.shape[0], setting.optimizer()
+  rule, take_step = _recording_step(net.loss_fn, tx, size)
   key = jax.random.fold_in(jax.random.key(seed), 2**20)  # no member's
   params, model_state = jax.jit(net.init)(key)
   state = rw.training.init_train_state(
@@ -235,6 +236,21 @@ def _of_snapshots(
     "self_influence": np.asarray(difficulty.self_influence(jnp.asarray(norms), rates)),
     "variance_of_gradients": saliency,
   }
+
+
+@functools.lru_cache(maxsize=8)
+def _recording_step(
+  loss_fn: Callable[..., Any], tx: optax.GradientTransformation, size: int
+) -> tuple[rw.types.WeightingRule, Callable[[Any, Batch, Any], Any]]:
+  """A rule that keeps the dynamics of so many examples, and a compiled step with it."""
+  rule = difficulty.record_dynamics(size)
+  step = rw.training.make_train_step(loss_fn, rule, tx)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def take_step(state: Any, examples: Batch, positions: Array) -> Any:
+    return step(state, _at(examples, positions))[0]
+
+  return rule, take_step
 
 
 def _of_early_networks(
