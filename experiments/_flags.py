@@ -70,6 +70,7 @@ def define_flags(
   number("defer_until", "share of the run after which deferred methods act", default.defer_until)
   text("reference", "WORKDIR/METHOD of finished runs that rho, jtt and label_shift build on")
   text("importance_file", "NPZ file with arrays index and ratio, for importance_ratio")
+  text("example_weights", "such a file, as audit writes it; alone it means --method=importance")
   number("ema_decay", "evaluate a moving average of the params; default none")
   text("route", f"to the meta-gradient, {words(rw.meta.ROUTES)}", default.route)
   text("virtual_optimizer", f"of the virtual step, {words(_meta.VIRTUAL_OPTIMIZERS)}; by method")
@@ -113,6 +114,7 @@ def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
   for name, kind, example in lists:
     if name in given:
       given[name] = tuple(_parsed(name, part, kind, example) for part in _split(given[name]))
+  _take_example_weights(given)
   for flag, other in (("epochs", "steps"), ("steps", "epochs")):
     if flag in given and other not in given:
       given[other] = None  # that of the protocol gives way
@@ -120,6 +122,24 @@ def config_of(values: flags.FlagValues, default: Any = DEFAULT) -> Any:
   options = _fields_of(RuleOptions, given)
   given["rule_options"] = dataclasses.replace(default.rule_options, **options)
   return dataclasses.replace(default, **_fields_of(type(default), given))
+
+
+def _take_example_weights(given: dict[str, Any]) -> None:
+  """The file of --example_weights is that of importance ratios, and asks for their method."""
+  path = given.pop("example_weights", None)
+  if path is None:
+    return
+  if "importance_file" in given:
+    raise UsageError("--example_weights: expected this or --importance_file, got both")
+  if "methods" not in given:
+    given["methods"] = ("importance",)
+  names = {*given["methods"], *given.get("rules", ())}
+  if not names & {"importance", *_methods.NEEDS_RATIOS}:
+    raise UsageError(
+      "--example_weights: expected the method importance, or the rule importance_ratio, to read "
+      f"them, got {', '.join(sorted(names))}; add it, or leave --method and --rules out"
+    )
+  given["importance_file"] = path
 
 
 def numbers(flag: str, text: str) -> tuple[float, ...]:
