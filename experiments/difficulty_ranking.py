@@ -94,8 +94,7 @@ def _measure(
   row |= _ranking_report.judge(job.factor, problem, measured.scores)
   row |= {"train_accuracy": measured.accuracy, "seconds": parts.seconds}
   progress.begin(f"{config.dataset}, {job.factor}, draw {job.draw}, seed {job.seed}")
-  progress.advance(0, f"measured in {sum(parts.seconds.values()):.0f} s")
-  progress.end()
+  progress.tell(f"measured in {sum(parts.seconds.values()):.0f} s")
   return row, measured.scores
 
 
