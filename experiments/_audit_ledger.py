@@ -32,7 +32,7 @@ LEAST_HARD = 0.25
 class Ledger(NamedTuple):
   """Columns `[examples]`, the most suspicious first."""
 
-  index: np.ndarray  # the data set's own number of the example
+  ids: np.ndarray  # the data set's own number of the example
   row: np.ndarray  # its place in the arrays of the data set
   given_label: np.ndarray
   suggested_label: np.ndarray  # the likeliest by the networks that have not seen it
@@ -61,13 +61,13 @@ def make(
     true_labels: `[examples]`, None if unknown.
   """
   probabilities = np.asarray(
-    difficulty.held_out_probabilities(measured.log_probs, jnp.asarray(measured.masks))
+    difficulty.held_out_probabilities(jnp.asarray(measured.log_probs), jnp.asarray(measured.masks))
   )
   suggested = probabilities.argmax(axis=1).astype(np.int32)
   # The mean of those known: an example may never have been in a batch of the one training.
   ranks = [scales.ranks(jnp.asarray(measured.scores[name])) for name in SCORE]
   score = np.nanmean(np.stack(ranks), axis=0)
-  issues = np.asarray(difficulty.label_issues(probabilities, labels))
+  issues = np.asarray(difficulty.label_issues(jnp.asarray(probabilities), jnp.asarray(labels)))
   kind, vote = kinds(measured.scores, score, issues, suggested != labels)
   order = np.argsort(-score, kind="stable")
   return Ledger(
@@ -120,7 +120,7 @@ def weights(ledger: Ledger, how: str, num_rows: int) -> np.ndarray:
     found[ledger.row] = ledger.kind != "noise"
   else:
     mode = difficulty.MODES[how](10.0)
-    found[ledger.row] = np.asarray(rw.difficulty.weights_of_difficulty(ledger.score, mode))
+    found[ledger.row] = difficulty.weights_of_difficulty(jnp.asarray(ledger.score), mode)
   return found
 
 
@@ -191,11 +191,11 @@ def confused_pairs(ledger: Ledger) -> list[tuple[int, int, int, float]]:
 def columns(
   ledger: Ledger, class_names: Sequence[str], files: Sequence[str] | None
 ) -> dict[str, np.ndarray]:
-  """The ledger as named columns, class names and, of a folder, files among them."""
+  """The ledger as named columns, class names and, of a folder, paths among them."""
   names = np.array(class_names)
-  found: dict[str, Any] = {"rank": np.arange(1, len(ledger.index) + 1), "index": ledger.index}
+  found: dict[str, Any] = {"rank": np.arange(1, len(ledger.ids) + 1), "index": ledger.ids}
   if files is not None:
-    found["file"] = np.array(files)[ledger.row]
+    found["path"] = np.array(files)[ledger.row]
   found |= {"given_label": ledger.given_label, "given": names[ledger.given_label]}
   found |= {"suggested_label": ledger.suggested_label, "suggested": names[ledger.suggested_label]}
   found |= {"suggested_probability": ledger.suggested_probability, "score": ledger.score}

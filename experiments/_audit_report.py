@@ -50,7 +50,7 @@ class Story(NamedTuple):
 def headline(ledger: Ledger, title: str) -> str:
   """The finding in one line."""
   called = int((ledger.kind == "noise").sum())
-  return f"{called} of {len(ledger.index)} labels of {title} look wrong"
+  return f"{called} of {len(ledger.ids)} labels of {title} look wrong"
 
 
 def draw(folder: pathlib.Path, ledger: Ledger, images: np.ndarray, names: Sequence[str]) -> None:
@@ -104,7 +104,7 @@ def write(
     _quality(story, top),
     "<h2>The most suspicious labels of each class</h2>",
     _picture(folder / "gallery.png", "a row of suspicious images for each given class"),
-    f"<h2>The {min(top, len(ledger.index))} most suspicious labels</h2>",
+    f"<h2>The {min(top, len(ledger.ids))} most suspicious labels</h2>",
     _examples(ledger, images, names, story, top),
     "<h2>Which classes are taken for which</h2>",
     _pairs(ledger, names),
@@ -130,7 +130,7 @@ def _facts(ledger: Ledger, story: Story) -> str:
   counts = {kind: int((ledger.kind == kind).sum()) for kind in WORDS}
   differs = int((ledger.given_label != ledger.suggested_label).sum())
   lines = dict(story.facts) | {
-    "Called wrong": f"{counts['noise']} ({100 * counts['noise'] / len(ledger.index):.1f} %)",
+    "Called wrong": f"{counts['noise']} ({100 * counts['noise'] / len(ledger.ids):.1f} %)",
     "Called rare": f"{counts['rare']}: another label is suggested, but it may well be right",
     "Another label suggested": f"{differs}, these two kinds and what lies between them",
     "Files": "ledger.csv and ledger.npz, all examples by rank; weights.npz, for training by "
@@ -174,13 +174,13 @@ def _examples(
 ) -> str:
   head = ["rank", "image", "index", "given", "suggested", "its probability", "score"]
   head += ["held-out error (nats)", "memorization", "neighbors", "call"]
-  head += ["file"] if story.files is not None else []
+  head += ["path"] if story.files is not None else []
   head += ["true"] if ledger.true_label is not None else []
   rows, kinds = [], []
-  for place in range(min(top, len(ledger.index))):
+  for place in range(min(top, len(ledger.ids))):
     of = lambda name: f"{ledger.measures[name][place]:.2f}"  # noqa: B023
     row: list[Any] = [str(place + 1), _Markup(_thumbnail(images[ledger.row[place]]))]
-    row += [str(ledger.index[place]), names[ledger.given_label[place]]]
+    row += [str(ledger.ids[place]), names[ledger.given_label[place]]]
     row += [names[ledger.suggested_label[place]], f"{ledger.suggested_probability[place]:.2f}"]
     row += [f"{ledger.score[place]:.3f}", of("held_out_error"), of("memorization")]
     row += [of("feature_neighbor_disagreement"), WORDS[str(ledger.kind[place])]]

@@ -52,6 +52,7 @@ class Plan(NamedTuple):
   model: str
   net: _measures.Net
   setting: _measures.Setting
+  held_out: int  # networks that did not see an example, at the least
 
 
 def plan(config: AuditConfig) -> Plan:
@@ -82,7 +83,9 @@ def plan(config: AuditConfig) -> Plan:
         f"{getattr(config, flag)}"
       )
   try:
-    difficulty.subset_masks(num_examples, config.members, keep=config.keep, seed=config.seed)
+    masks = difficulty.subset_masks(
+      num_examples, config.members, keep=config.keep, seed=config.seed
+    )
   except ValueError as error:
     raise UsageError(f"--members: {error}") from error
   side = max(shape[:2])
@@ -106,7 +109,8 @@ def plan(config: AuditConfig) -> Plan:
     neighbors=config.neighbors,
     members_at_once=config.members_at_once,
   )
-  return Plan(config, examples, model, _measures.make_net(module, shape), setting)
+  held_out = int((~masks).sum(axis=0).min())
+  return Plan(config, examples, model, _measures.make_net(module, shape), setting, held_out)
 
 
 def run(config: AuditConfig) -> dict[str, Any]:
@@ -171,7 +175,11 @@ def _write(planned: Plan, folder: pathlib.Path, ledger: _audit_ledger.Ledger) ->
     calls,
     _weights_in_words(config),
   )
-  summary = {"settings": story.settings, "facts": story.facts, "versions": story.versions}
+  summary: dict[str, Any] = {
+    "settings": story.settings,
+    "facts": story.facts,
+    "versions": story.versions,
+  }
   summary |= {"counts": counts, "calls": calls, "quality": quality}
   runlog.write_json(folder / "summary.json", summary)
   _audit_report.draw(folder, ledger, dataset.train_inputs, names)
@@ -195,11 +203,10 @@ def _facts(planned: Plan) -> dict[str, str]:
   part = f"{looked_at} of {total}, as many of each class in proportion"
   facts = {"Examples": str(total) if looked_at == total else part}
   facts["Images"] = examples.size_in_words
-  held_out = setting.members * (1 - setting.keep)
   facts["Networks"] = (
     f"{setting.members} of {planned.model}, each trained for {setting.steps} steps of "
     f"{setting.batch_size} examples, on {100 * setting.keep:g} % of all, so that any one "
-    f"was held out by at least {int(held_out)}; and one more, trained on all"
+    f"was held out by at least {planned.held_out}; and one more, trained on all"
   )
   if examples.true_labels is not None:
     rate = float(np.mean(examples.true_labels != examples.labels))

@@ -76,7 +76,7 @@ def difficulty_histogram(
     )
   axes.set_yscale("log")
   axes.set_ylim(bottom=0.7)
-  axes.set_xlabel(f"{name} ({unit})" if unit else name)
+  axes.set_xlabel(_with_unit(name, unit))
   axes.set_ylabel("examples (logarithmic)")
   axes.set_title(_claim(scores, kinds, name), fontsize="medium")
   axes.legend(fontsize="small", loc="upper right")
@@ -129,8 +129,8 @@ def difficulty_map(
     if chosen.any():
       x, y = (values[chosen] for values in places)
       axes.scatter(x, y, label=f"{words} ({chosen.sum()})", rasterized=True, **_LOOKS[kind])
-  for set_label, name, unit in zip((axes.set_xlabel, axes.set_ylabel), names, units, strict=True):
-    set_label(f"{name} ({unit})" if unit else name)
+  axes.set_xlabel(_with_unit(names[0], units[0]))
+  axes.set_ylabel(_with_unit(names[1], units[1]))
   axes.set_title(_claim(other, kinds, names[1]), fontsize="medium")
   axes.grid(alpha=0.3)
   add_legend(axes, *axes.get_ylim())
@@ -237,6 +237,10 @@ def _checked(scores: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, 
   if unknown:
     raise ValueError(f"kinds expects the words {list(KINDS)}, got {sorted(unknown)[0]!r}.")
   return scores, words
+
+
+def _with_unit(name: str, unit: str) -> str:
+  return f"{name} ({unit})" if unit else name
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
