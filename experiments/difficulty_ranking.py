@@ -54,7 +54,7 @@ def run(config: _ranking.RankingConfig) -> dict[str, Any]:
     DivergedError: if the params of a network are not finite.
   """
   config, dataset, jobs = _ranking.plan(config)
-  root = _ranking.path_of(config)
+  root, versions = _ranking.path_of(config), _workdir.versions()  # as they are at the start
   with _command.at_work_in(root):
     parts = {job: _ranking.open_parts(config, dataset, job) for job in jobs}
     rows, agreement = [], []
@@ -71,7 +71,7 @@ def run(config: _ranking.RankingConfig) -> dict[str, Any]:
           agreement.append(_ranking_report.between_seeds(found))
     costs = {name: _measures.COSTS[name](config.setting) for name in found[0]}
     summary = _ranking_report.summarize(rows, agreement, costs)
-    _write(root, config, rows, summary)
+    _write(root, config, rows, {"versions": versions} | summary)
   return summary
 
 
@@ -105,9 +105,7 @@ def _write(
   summary: dict[str, Any],
 ) -> None:
   setting = dataclasses.asdict(config) | {"factors": [str(factor) for factor in config.factors]}
-  runlog.write_json(
-    root / "summary.json", {"setting": setting, "versions": _workdir.versions()} | summary
-  )
+  runlog.write_json(root / "summary.json", {"setting": setting} | summary)
   (root / "rows.jsonl").unlink(missing_ok=True)
   for row in rows:
     runlog.append_row(root / "rows.jsonl", row)
