@@ -23,7 +23,27 @@ MEASURES = (
 
 SCORE = ("low_normalized_margin", "negative_margin_area")
 """The mean of the ranks of these two is what suspicion is ranked by: how far the label is behind
-another one for networks that have not seen it, and how long and far it was so in training."""
+another one for networks that have not seen it, and how far it was so on average in training.
+
+Average precision of finding wrong labels, an MLP with 18 members, 2000 to 2500 training images:
+MNIST with 10 % symmetric noise, Fashion-MNIST with 20 and 40 % and with 20 % pair noise, and
+CIFAR-10N worse_label, on which an MLP is right of one image in three.
+
+| ranked by | mnist | fashion 20 | fashion 40 | fashion pair | cifar10n | mean |
+| --- | --- | --- | --- | --- | --- | --- |
+| these two | 0.945 | 0.928 | 0.931 | 0.766 | 0.598 | 0.834 |
+| and both neighbor disagreements | 0.956 | 0.945 | 0.950 | 0.700 | 0.637 | 0.838 |
+| low_self_confidence, negative_margin_area | 0.946 | 0.943 | 0.946 | 0.663 | 0.623 | 0.824 |
+| negative_margin_area | 0.945 | 0.936 | 0.936 | 0.748 | 0.606 | 0.834 |
+| mean_loss | 0.945 | 0.944 | 0.941 | 0.694 | 0.611 | 0.827 |
+| feature_neighbor_disagreement | 0.881 | 0.883 | 0.875 | 0.695 | 0.562 | 0.779 |
+| low_normalized_margin | 0.889 | 0.833 | 0.861 | 0.682 | 0.538 | 0.761 |
+| held_out_error | 0.915 | 0.877 | 0.902 | 0.503 | 0.584 | 0.756 |
+| neighbor_disagreement | 0.805 | 0.778 | 0.858 | 0.557 | 0.510 | 0.702 |
+
+One training alone, by the area under the margin, is as good as the two at a small part of the
+price; the other half is there for trainings so long that a network learns all labels by heart.
+"""
 
 LEAST_HARD = 0.25
 """Share of the examples that a call of noise or rare is made among, or more: see `kinds`."""
@@ -39,6 +59,7 @@ class Ledger(NamedTuple):
   suggested_probability: np.ndarray
   score: np.ndarray  # in [0, 1]
   kind: np.ndarray  # "noise", "rare" or ""
+  is_candidate: np.ndarray  # of confident learning, for those who want a second opinion
   noise_or_rare: np.ndarray  # from -1, rare, to 1, noise; NaN where it is not asked
   measures: dict[str, np.ndarray]
   true_label: np.ndarray | None  # where it is known, to test the tool
@@ -68,7 +89,7 @@ def make(
   ranks = [scales.ranks(jnp.asarray(measured.scores[name])) for name in SCORE]
   score = np.nanmean(np.stack(ranks), axis=0)
   issues = np.asarray(difficulty.label_issues(jnp.asarray(probabilities), jnp.asarray(labels)))
-  kind, vote = kinds(measured.scores, score, issues, suggested != labels)
+  kind, vote = kinds(measured.scores, score, issues.mean(), suggested != labels)
   order = np.argsort(-score, kind="stable")
   return Ledger(
     ids[order],
@@ -78,6 +99,7 @@ def make(
     probabilities.max(axis=1)[order],
     score[order],
     kind[order],
+    issues[order],
     vote[order],
     {name: measured.scores[name][order] for name in MEASURES},
     None if true_labels is None else true_labels[order],
@@ -85,26 +107,36 @@ def make(
 
 
 def kinds(
-  scores: dict[str, np.ndarray], score: np.ndarray, issues: np.ndarray, disagrees: np.ndarray
+  scores: Mapping[str, np.ndarray], score: np.ndarray, candidates: float, disagrees: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Calls examples "noise" or "rare", and says how much either.
 
   `difficulty.noise_or_rare` ranks the hardest among themselves, and its zero is their middle. So
   that about half of them may be wrong, they are twice as many as the candidates of confident
-  learning, at least a quarter of all. Noise is a candidate whose suggested label is another, above
-  zero; rare is below zero, where the suggested label is another.
+  learning, at least a quarter of all. Where another label is suggested, above zero is noise and
+  below it rare. To ask for a candidate of confident learning besides calls fewer wrong labels: on
+  the data sets of `SCORE` and digits with 10 % noise, precision 0.93, 0.81, 0.83, 0.72, 0.55, 0.99
+  and recall 0.70, 0.75, 0.76, 0.69, 0.61, 0.82, without it 0.79, 0.78, 0.82, 0.67, 0.55, 0.96 and
+  0.85, 0.86, 0.82, 0.80, 0.62, 0.99.
+
+  Args:
+    scores: name -> `[examples]`.
+    score: `[examples]`, suspicion.
+    candidates: share of the candidates of confident learning.
+    disagrees: `[examples]` bool, whether the suggested label is not the given one.
+
+  Returns:
+    `[examples]` words, and `[examples]` from -1, rare, to 1, noise; NaN outside of the hardest.
   """
-  share = min(max(LEAST_HARD, 2 * float(issues.mean())), 1.0)
   vote = np.asarray(
     difficulty.noise_or_rare(
       jnp.asarray(score),
       disagreement=jnp.asarray(scores["feature_neighbor_disagreement"]),
       distance=jnp.asarray(scores["neighbor_distance"]),
-      hard_share=share,
+      hard_share=min(max(LEAST_HARD, 2 * float(candidates)), 1.0),
     )
   )
-  is_noise, is_rare = issues & disagrees & (vote > 0), disagrees & (vote < 0)
-  return np.select([is_noise, is_rare], ["noise", "rare"], ""), vote
+  return np.select([disagrees & (vote > 0), disagrees & (vote < 0)], ["noise", "rare"], ""), vote
 
 
 def weights(ledger: Ledger, how: str, num_rows: int) -> np.ndarray:
@@ -199,7 +231,8 @@ def columns(
   found |= {"given_label": ledger.given_label, "given": names[ledger.given_label]}
   found |= {"suggested_label": ledger.suggested_label, "suggested": names[ledger.suggested_label]}
   found |= {"suggested_probability": ledger.suggested_probability, "score": ledger.score}
-  found |= {"kind": ledger.kind, "noise_or_rare": ledger.noise_or_rare, **ledger.measures}
+  found |= {"kind": ledger.kind, "noise_or_rare": ledger.noise_or_rare}
+  found |= {"is_candidate": ledger.is_candidate, **ledger.measures}
   if ledger.true_label is not None:
     found |= {"true_label": ledger.true_label, "is_wrong": ledger.given_label != ledger.true_label}
   return found

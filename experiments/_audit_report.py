@@ -75,7 +75,7 @@ def draw(folder: pathlib.Path, ledger: Ledger, images: np.ndarray, names: Sequen
   rw.plotting.difficulty_histogram(axes[0], measures["held_out_error"], kind)
   for place, name, words, unit in (
     (axes[1], "memorization", "memorization", "accuracy in minus out"),
-    (axes[2], "feature_neighbor_disagreement", "neighbors with another label", "share of them"),
+    (axes[2], "feature_neighbor_disagreement", "disagreement", "neighbors with another label"),
   ):
     rw.plotting.difficulty_map(
       place,
@@ -132,7 +132,9 @@ def _facts(ledger: Ledger, story: Story) -> str:
   lines = dict(story.facts) | {
     "Called wrong": f"{counts['noise']} ({100 * counts['noise'] / len(ledger.ids):.1f} %)",
     "Called rare": f"{counts['rare']}: another label is suggested, but it may well be right",
-    "Another label suggested": f"{differs}, these two kinds and what lies between them",
+    "Another label suggested": str(differs),
+    "Candidates of confident learning": f"{int(ledger.is_candidate.sum())}, a stricter call, the "
+    "column is_candidate of the ledger",
     "Files": "ledger.csv and ledger.npz, all examples by rank; weights.npz, for training by "
     f"--example_weights: {story.weights}",
   }
@@ -150,11 +152,11 @@ networks, and how far it was so on average while a network was trained on all of
 <b>Memorization</b> is how much more often the given label is predicted by the networks that were
 trained on the example. <b>Neighbors</b> is the share of the nearest examples, in the features of a
 trained network, that have another label.</p>
-<p>A label is <b>called wrong</b> if the networks are sure of another class (by the thresholds of
-confident learning) and the example lies among others of another label. It is <b>called rare</b> if
-they prefer another class, but the example lies apart from the others: then they may not know its
-like. Both are calls, no proofs: look at the images. Even of a data set without any wrong label some
-look the most suspicious.</p>"""
+<p>Where another class is suggested a label is <b>called wrong</b> if its score is high and its
+neighbors are near and of other labels, and <b>called rare</b> if it lies apart, among others of its
+label, or is less suspicious: the networks may not know its like. It is one or the other, by ranks
+among the hardest. Both are calls, no proofs: look at the images. Even of a data set without any
+wrong label some are called so.</p>"""
 
 
 def _quality(story: Story, top: int) -> str:

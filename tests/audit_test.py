@@ -383,25 +383,28 @@ class PartsOfAnAuditTest(parameterized.TestCase):
     self.assertEqual(_audit_data.small(np.zeros((2, 2, 200, 3))).shape, (2, 1, 28, 3))
 
   def test_noise_is_called_above_the_middle_of_the_hard_and_rare_below(self):
-    # Eight examples, four of them candidates: all eight are ranked. By hand, votes of the ranks.
+    # Half of the eight are candidates: all eight are ranked. By hand, votes of the ranks.
     score = np.arange(8) / 7
     scores = {
       "feature_neighbor_disagreement": np.array([0, 0, 0, 0, 0, 1, 1, 1.0]),
       "neighbor_distance": np.array([1, 1, 1, 1, 9, 1, 1, 1.0]),
     }
-    issues = np.array([0, 0, 0, 0, 1, 1, 1, 0], bool)
     disagrees = np.array([0, 0, 0, 1, 1, 1, 0, 1], bool)
-    kind, vote = _audit_ledger.kinds(scores, score, issues | (score == 1), disagrees)
+    kind, vote = _audit_ledger.kinds(scores, score, 0.5, disagrees)
     self.assertEqual(kind.tolist(), ["", "", "", "rare", "rare", "noise", "", "noise"])
     # Ranks of 0..7 in [0, 1]: error 4/7, disagreement the middle of 0..4, distance the largest.
     self.assertAlmostEqual(vote[4], (2 * 4 / 7 - 1 + 2 * 2 / 7 - 1 - 1) / 3, places=6)
+    # Of few candidates the hardest quarter alone is ranked: the last two.
+    kind, vote = _audit_ledger.kinds(scores, score, 0.01, disagrees)
+    self.assertEqual(np.flatnonzero(np.isfinite(vote)).tolist(), [6, 7])
+    self.assertEqual(kind.tolist(), [""] * 7 + ["noise"])
 
   def test_pairs_of_classes_are_counted_among_those_called_wrong(self):
     given, suggested = np.array([0, 0, 0, 0, 1, 1]), np.array([1, 1, 2, 1, 0, 1])
     kind = np.array(["noise", "noise", "noise", "rare", "noise", ""])
     blank = np.zeros(6)
     ledger = _audit_ledger.Ledger(
-      blank, blank, given, suggested, blank, blank, kind, blank, {}, None
+      blank, blank, given, suggested, blank, blank, kind, blank, blank, {}, None
     )  # fmt: skip
     expected = [(0, 1, 2, 0.5), (0, 2, 1, 0.25), (1, 0, 1, 0.5)]
     self.assertEqual(_audit_ledger.confused_pairs(ledger), expected)
