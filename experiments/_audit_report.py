@@ -132,7 +132,9 @@ def _facts(ledger: Ledger, story: Story) -> str:
   lines = dict(story.facts) | {
     "Called wrong": f"{counts['noise']} ({100 * counts['noise'] / len(ledger.ids):.1f} %)",
     "Called rare": f"{counts['rare']}: another label is suggested, but it may well be right",
-    "Another label suggested": str(differs),
+    "Another label suggested": f"{differs}; networks that had not seen it preferred the given one "
+    f"of {100 - 100 * differs / len(ledger.ids):.1f} %. The fewer these are, the more of what is "
+    "called wrong are their own mistakes",
     "Candidates of confident learning": f"{int(ledger.is_candidate.sum())}, a stricter call, the "
     "column is_candidate of the ledger",
     "Files": "ledger.csv and ledger.npz, all examples by rank; weights.npz, for training by "
