@@ -8,7 +8,7 @@ everything, and with nearly none, so that it does. Each example is weighed by it
 error in four modes, at several ratios of the largest weight to the smallest, beside plain training,
 class weights, undersampling, the same weights shuffled, and, what nobody can do, leaving out what
 is wrongly labeled. Prints the balanced test accuracy of each, and draws it against the ratio.
-Expected of the command above: 8 seeds, 2 penalties, 4 data sets, 29 fits each; about ten minutes on
+Expected of the command above: 8 seeds, 2 penalties, 4 data sets, 25 fits each; about six minutes on
 one core.
 """
 
