@@ -15,7 +15,8 @@ demo: $(VENV)/.experiments  ## digits with wrong labels: a table and a picture, 
 test: $(VENV)/.tests lint  ## style, types, tests and doctests, under six minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-long: $(VENV)/.tests  ## twenty kills; 200 steps on CIFAR-10 if TFDS_DATA_DIR has it; half an hour
+long: $(VENV)/.tests  ## tests left out of `make test`, twenty kills, 200 steps on CIFAR-10 if there; most of an hour
+	$(BIN)/python -m pytest -n 0 -m long
 	$(BIN)/python -m pytest -n 0 -s tests/long_checks.py
 
 lint: $(VENV)/.tests

@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -115,6 +116,7 @@ class LawTest(parameterized.TestCase):
     self.assertBetween((three - two) / gradient, 2, 4)
 
 
+@pytest.mark.long
 class DialTest(absltest.TestCase):
   """The approximations on a perceptron in training, run once for all tests."""
 

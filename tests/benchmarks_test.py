@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -89,6 +90,7 @@ class DenseTest(parameterized.TestCase):
       _cost.lower(lambda x: 2 * x, [jax.ShapeDtypeStruct((), jnp.float32)])
 
 
+@pytest.mark.long
 class ResNetTest(absltest.TestCase):
   """The binary on a small net, without norm for faster compiling, run once for all tests."""
 
