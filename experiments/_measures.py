@@ -179,8 +179,10 @@ def _of_neighbors(subject: Subject, setting: Setting) -> dict[str, np.ndarray]:
   rarity = difficulty.class_rarity(jnp.asarray(subject.labels), subject.num_classes)
   return {
     "neighbor_disagreement": _disagreement(found, subject.labels),
-    "neighbor_distance": found.distances.mean(1),
-    "nonprototypicality": difficulty.nonprototypicality(subject.embedding, subject.labels),
+    "neighbor_distance": np.asarray(found.distances).mean(1),
+    "nonprototypicality": np.asarray(
+      difficulty.nonprototypicality(subject.embedding, subject.labels)
+    ),
     "class_rarity": np.asarray(rarity),
   }
 
