@@ -244,36 +244,40 @@ class DigitsTest(parameterized.TestCase):
     self.assertRegex(commands.run(audit, *other)[2], "holds results of examples [0-9a-f]{16}, not")
 
 
-def _save(folder, name, color, size=(6, 6)):
+def _save(folder, name, pixels, size=None):
   path = folder / name
   path.parent.mkdir(parents=True, exist_ok=True)
-  noise = np.random.default_rng(len(name) + sum(map(ord, name))).integers(0, 40, (*size, 3))
-  Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(path)
+  image = Image.fromarray(np.asarray(pixels, np.uint8))
+  (image.resize(size) if size else image).save(path)
 
 
 class FolderTest(commands.CommandTestCase):
   MODULE = audit
 
   def test_an_image_in_the_wrong_folder_is_found(self):
-    images = self.root / "balls"
-    colors = {"<b>red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200)}
-    for name, color in colors.items():
-      for number in range(11):
-        _save(images, f"{name}/{number}.png", color)
-    _save(images, "green/stray.png", colors["blue"], size=(12, 9))
-    stdout = self.command(f"--dataset={images}", *SMALL, "--batch_size=17")
-    self.assertIn("Images: 6 high, 6 wide, read from 2 sizes, most of them 6 high, 6 wide", stdout)
+    # As many digits as above, 20 of each, so that all is compiled.
+    images, digits = self.root / "figures", data.load("digits")
+    names = ["<b>zero", *map(str, range(1, 10))]
+    for label, name in enumerate(names):
+      rows = np.flatnonzero(digits.train_labels == label)[:20]
+      for number, row in enumerate(rows):
+        folder, size = f"{name}/{number:02d}", None
+        if (label, number) == (3, 0):
+          folder, size = "5/stray", (16, 24)
+        _save(images, f"{folder}.png", digits.train_inputs[row].squeeze(-1), size)
+    stdout = self.command(f"--dataset={images}", *SMALL)
+    self.assertIn("Images: 8 high, 8 wide, read from 2 sizes, most of them 8 high, 8 wide", stdout)
     ledger = _read_ledger(self.workdir)
-    self.assertEqual((ledger["path"][0], ledger["kind"][0]), ("green/stray.png", "noise"))
-    self.assertEqual((ledger["given"][0], ledger["suggested"][0]), ("green", "blue"))
-    # Classes and files by name: < before b, before g; 10 after 1; the stray one is the last.
-    self.assertEqual(ledger["index"][0], 11 + 11 + 11)
+    self.assertEqual((ledger["path"][0], ledger["kind"][0]), ("5/stray.png", "noise"))
+    self.assertEqual((ledger["given"][0], ledger["suggested"][0]), ("5", "3"))
+    # Classes and files by name: digits before <, so 1 to 5 come first, and the stray one last.
+    self.assertEqual(ledger["index"][0], 20 + 20 + 19 + 20 + 20)
     self.assertNotIn("is_wrong", ledger)
     text = (self.workdir / "report.html").read_text()
     page = Page(text)
-    self.assertNotIn("<b>red", text)
-    self.assertIn("&lt;b&gt;red", text)
-    self.assertIn("green/stray.png", page.words)
+    self.assertNotIn("<b>zero", text)
+    self.assertIn("&lt;b&gt;zero", text)
+    self.assertIn("5/stray.png", page.words)
     self.assertNotRegex(text, "How well it finds")
 
 
@@ -331,7 +335,7 @@ class RefusalTest(commands.CommandTestCase):
     folder.mkdir()
     self.assert_refused("images: expected a folder for each class", f"--dataset={folder}")
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
-      _save(folder, name, (9, 9, 9))
+      _save(folder, name, np.zeros((6, 6)))
     self.assert_refused("got 1 of dog", f"--dataset={folder}")
     (folder / "dog" / "2.png").write_bytes(b"no image")
     self.assert_refused("dog/2.png: expected an image", f"--dataset={folder}")
