@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= logical
 
-.PHONY: help demo test long lint format bench clean
+.PHONY: help demo test notebooks long lint format bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
@@ -14,6 +14,9 @@ demo: $(VENV)/.experiments  ## digits with wrong labels: a table and a picture, 
 
 test: $(VENV)/.tests lint  ## style, types, tests and doctests, under six minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+notebooks: $(VENV)/.tests  ## run every cell of the notebooks, a minute
+	$(BIN)/python -m pytest -n 0 tests/notebooks_test.py
 
 long: $(VENV)/.tests  ## tests left out of `make test`, twenty kills, 200 steps on CIFAR-10 if there; most of an hour
 	$(BIN)/python -m pytest -n 0 -m long

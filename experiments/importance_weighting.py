@@ -6,12 +6,11 @@
 Every study prints its claim, what it predicts, what was measured and a verdict, which is computed
 from tolerances that stand in the study, and writes NAME.json with all numbers and NAME.png. What
 they show together: docs/importance_weighting.md. Seeds are fixed: 8 problems for linear models, 3
-for nets. The synthetic studies take two to three minutes together on two idle cores, and need no
-data.
+for nets. The synthetic studies need no data, and two minutes of one core together.
 
 `byrd_lipton` trains small nets on cats against dogs of CIFAR-10 (prepared by
-`experiments.prepare_data`), ten minutes on two idle cores; a run of it that was stopped goes on
-where it was. Without the data `all` leaves it out and says so. On a GPU the sizes of the paper:
+`experiments.prepare_data`), about twelve minutes of one core; a run of it that was stopped goes
+on where it was. Without the data `all` leaves it out and says so. On a GPU the sizes of the paper:
 
     python -m experiments.importance_weighting --study=byrd_lipton --byrd_lipton_images=5000 \
       --byrd_lipton_width=64 --byrd_lipton_epochs=1000 --byrd_lipton_test_images=2000 \

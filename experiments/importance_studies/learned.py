@@ -130,9 +130,9 @@ def learned_weights() -> Finding:
       axes.fill_between(TIMES, values.min(1), values.max(1), color=style(i)["color"], alpha=0.1)
     axes.set_xscale("log")
     axes.set_xlabel("loss-normalized steps")
-    axes.set_ylabel("cosine to the largest-margin separator, median of 8 problems")
+    axes.set_ylabel("cosine to the largest-margin separator")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(title="median of 8 problems; shaded: all")
 
   return Finding(
     "Learned weights with bounds act on the way alone; free to reach 0, they change the end",

@@ -128,7 +128,7 @@ def regularization() -> Finding:
     left.set_xlabel(f"strength of L2, weaker to the right; {L2_STEPS:,} steps")
     left.set_ylabel("share")
     left.invert_xaxis()
-    left.legend(fontsize=9, loc="lower left")
+    left.legend(fontsize=8, loc="center right")
     right.plot(plain.times, stopped, **style(0), marker="o", label="no regularization")
     right.plot(plain.times, delayed, **style(2), marker="^", label="dropout 0.5")
     right.set_xlabel("steps of descent: where it is stopped")
@@ -207,7 +207,7 @@ def logit_band() -> Finding:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("band of the unweighted net: share of examples with |logit| < log(16) / 2")
-    axes.set_ylabel("half the gap of shares, 16:1 minus 1:16 (at 0.001: below 0)")
+    axes.set_ylabel("half the gap, 16:1 minus 1:16 (0.001: below 0)")
     axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
 

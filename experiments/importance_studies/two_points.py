@@ -142,6 +142,6 @@ def polynomial_tail() -> Finding:
 def _label(figure: Any, axes: Any) -> None:
   axes.set_xscale("log")
   axes.set_xlabel("steps of descent")
-  axes.set_ylabel("place of the boundary, in input units (examples at -1, +1)")
+  axes.set_ylabel("boundary, input units (examples: -1, 1)")
   axes.grid(alpha=0.3)
   figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
