@@ -9,6 +9,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   fast = "--xla_cpu_use_fusion_emitters=false"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast}".strip()
 
+# Tests start many processes; they need not compile our sources each anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -33,6 +33,7 @@ def _parsed(*arguments):
   return values
 
 
+@pytest.mark.long
 class CostTest(parameterized.TestCase):
   """The binary on a perceptron, run once for all tests."""
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from benchmarks import confident
@@ -113,6 +114,7 @@ class CommandTest(commands.CommandTestCase):
 
 
 class MethodsTest(runs.RunTestCase):
+  @pytest.mark.long
   @parameterized.parameters(("easy_first", 1), ("hard_first", -1))
   def test_a_method_by_its_own_record_weighs_wrong_labels_apart(self, name, sign):
     config = dataclasses.replace(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
@@ -285,6 +286,7 @@ print(json.dumps(jax.tree.map(lambda leaf: leaf.tolist(), members.params)))
 """
 
 
+@pytest.mark.long
 class ShardingTest(absltest.TestCase):
   def test_four_devices_give_the_members_of_one(self):
     # Five members: the devices are given eight.

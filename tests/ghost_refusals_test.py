@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from flax.core import FrozenDict
 
@@ -141,6 +142,7 @@ EXACT = {
 
 
 class ExactTest(parameterized.TestCase):
+  @pytest.mark.long
   @parameterized.parameters(*EXACT)
   def test_push_pull_and_norms_are_those_of_the_rows_of_the_jacobian(self, name):
     net, tokens, wrap, kind = EXACT[name]

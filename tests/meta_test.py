@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
@@ -171,6 +172,7 @@ class ExampleWeightsTest(parameterized.TestCase):
       meta.example_weights(*_setting("mlp", jnp.float32), route="backward")
 
 
+@pytest.mark.long
 class ResNetTest(parameterized.TestCase):
   def test_routes_agree_in_float32_to_1e_4_of_the_largest_weight(self):
     net = rw.models.build("resnet8", 10)
