@@ -27,6 +27,22 @@ class NormalizeTest(parameterized.TestCase):
   def test_all_zero_stays_all_zero(self):
     self.assertEqual(_update(rules.normalize(), [0.0] * 4, mask=MASK).tolist(), [0.0] * 4)
 
+  @parameterized.parameters(0.0, -60.0)
+  def test_its_gradient_is_that_of_a_softmax_however_small_the_weights(self, logit):
+    rule = rules.normalize()
+    weigh = lambda logits: rule.update(jnp.exp(logits), (), mask=jnp.ones(2, bool))[0]
+    # Weights 2 s with s = softmax, so the Jacobian is 2 (s_i 1[i = j] - s_i s_j).
+    found = jax.jacrev(weigh)(jnp.array([logit, logit]))
+    np.testing.assert_allclose(found, [[0.5, -0.5], [-0.5, 0.5]], rtol=1e-5)
+
+  @parameterized.parameters(-75.0, -87.0, -200.0)
+  def test_weights_at_the_end_of_float32_have_no_gradient_rather_than_nan(self, logit):
+    rule = rules.normalize()
+    weigh = lambda logits: (
+      rule.update(jnp.exp(logits), (), mask=jnp.ones(2, bool))[0] @ jnp.array([1.0, 300.0])
+    )
+    np.testing.assert_array_equal(jax.grad(weigh)(jnp.array([logit, logit])), [0, 0])
+
   @parameterized.parameters(1e-37, 5e37, 3e38, 1e-30)
   def test_neither_tiny_nor_huge_weights_overflow(self, scale):
     weights = np.array([1.0, 1.0, 0.5, 0.0]) * scale

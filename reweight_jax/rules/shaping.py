@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -95,9 +96,12 @@ def normalize(to: str = "mean", *, decay: ScalarLike | None = None) -> Weighting
 
 
 def _normalize_batch(weights: Array, *, mask: Array, **unused: Any) -> Array:
-  # Dividing by the largest weight first survives sums that would overflow or underflow.
+  # Dividing by the largest weight first survives sums that would overflow or underflow. It cancels,
+  # so gradients need not pass through it, where the square of a tiny one would be 0.
   tiny = jnp.finfo(weights.dtype).tiny
-  largest = jnp.max(weights, initial=0)
+  largest = jax.lax.stop_gradient(jnp.max(weights, initial=0))
+  # Nor do they where it is so small that its reciprocal times a gradient overflows.
+  weights = jnp.where(largest < tiny**0.8, jax.lax.stop_gradient(weights), weights)
   shares = jnp.where(largest < tiny, 0, _over(weights, jnp.where(largest < tiny, 1, largest)))
   total = jnp.sum(shares)
   return shares / jnp.where(total == 0, 1, total) * num_real(mask, weights.dtype)
