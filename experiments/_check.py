@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -51,8 +52,9 @@ _RANGES: dict[str, Range] = {
 
 def check(config: Config) -> None:
   """Raises UsageError, one line, for the first setting that cannot be run."""
-  if not config.dataset.endswith(".npz"):
-    _check_word("dataset", config.dataset, (*data.DATASETS, "a file FILE.npz"))
+  if not config.dataset.endswith(".npz") and not pathlib.Path(config.dataset).is_dir():
+    known = (*data.DATASETS, "a file FILE.npz", "a folder of class folders of images")
+    _check_word("dataset", config.dataset, known)
   check_numbers(config)
 
 

@@ -76,6 +76,11 @@ def plan(config: Config, job: Job = IMAGES) -> Plan:
   job.check(config)
   _workdir.check(config)
   dataset = job.load(config)
+  if not len(dataset.test_labels):
+    raise UsageError(
+      f"--dataset: {config.dataset} has no test images; put some into its folder test/, the others "
+      "into train/"
+    )
   try:
     tasks = {seed: job.make_task(config, dataset, seed) for seed in config.seeds}
     num_train = min(len(task.train) for task in tasks.values())

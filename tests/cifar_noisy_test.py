@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from absl import flags
 from absl.testing import absltest, parameterized
+from PIL import Image
 
 import reweight_jax as rw
 from experiments import (
@@ -83,7 +84,7 @@ class CommandTestCase(parameterized.TestCase):
 class BadFlagsTest(CommandTestCase):
   @parameterized.parameters(
     (
-      "--dataset: expected one of digits, .*cifar100, a file FILE.npz; got 'svhn'",
+      "--dataset: expected one of digits, .*cifar100, a file FILE.npz, a folder .*; got 'svhn'",
       "--dataset=svhn",
     ),
     ("--method: expected one of ce, .*l2rw, .*; got 'mwn'", "--method=ce,mwn"),
@@ -319,6 +320,18 @@ class BadFlagsTest(CommandTestCase):
     self.assertEqual(used | shaping, set(_methods.RULES))
     losses = {recipe.loss for recipe in _methods.METHODS.values() if recipe.loss}
     self.assertEqual(losses, set(_base_losses.LOSSES))
+
+
+class FolderTest(CommandTestCase):
+  def test_a_folder_without_test_images_is_refused(self):
+    folder = pathlib.Path(self.create_tempdir().full_path, "pets")
+    for label in ("cat", "dog"):
+      (folder / label).mkdir(parents=True)
+      for number in range(2):
+        Image.fromarray(np.full((4, 4), 60 * number, np.uint8)).save(
+          folder / label / f"{number}.png"
+        )
+    self.assert_refused("--dataset: .*pets has no test images; put some", f"--dataset={folder}")
 
 
 class FlagsTest(parameterized.TestCase):

@@ -114,8 +114,8 @@ class CommandTest(commands.CommandTestCase):
 
 
 class MethodsTest(runs.RunTestCase):
-  @pytest.mark.long
   @parameterized.parameters(("easy_first", 1), ("hard_first", -1))
+  @pytest.mark.long  # below: parameters copy the mark
   def test_a_method_by_its_own_record_weighs_wrong_labels_apart(self, name, sign):
     config = dataclasses.replace(
       runs.CONFIG, methods=(name,), steps=110, batch_size=100, eval_every=110, augment="none"

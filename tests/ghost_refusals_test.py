@@ -142,8 +142,8 @@ EXACT = {
 
 
 class ExactTest(parameterized.TestCase):
-  @pytest.mark.long
   @parameterized.parameters(*EXACT)
+  @pytest.mark.long  # below: parameters copy the mark
   def test_push_pull_and_norms_are_those_of_the_rows_of_the_jacobian(self, name):
     net, tokens, wrap, kind = EXACT[name]
     with jax.enable_x64(True):

@@ -106,8 +106,8 @@ class ExactTest(parameterized.TestCase):
   def test_push_pull_and_norms_are_those_of_the_rows_of_the_jacobian(self):
     self._check("transformer")
 
-  @pytest.mark.long
   @parameterized.parameters(*sorted(set(EXACT) - {"transformer"}))
+  @pytest.mark.long  # below: parameters copy the mark
   def test_in_other_models_too(self, name):
     self._check(name)
 
