@@ -12,8 +12,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 # Tests start many processes; they need not compile our sources each anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Nor does a product of small matrices need all cores, which other workers are on.
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-  os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.numpy as jnp

@@ -37,7 +37,8 @@ def define_flags(
     for define in (flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float)
   )
   text("protocol", f"a setting by name, {words(PROTOCOLS)}; flags beside it win")
-  text("dataset", f"{words(data.DATASETS)}, a file FILE.npz, or a folder of images", default.dataset)
+  known = f"{words(data.DATASETS)}, a file FILE.npz, or a folder of images"
+  text("dataset", known, default.dataset)
   text("data_dir", "folder of tensorflow-datasets; default $TFDS_DATA_DIR")
   text("method", f"list of {', '.join(_methods.METHODS)}; default {','.join(default.methods)}")
   text("rules", f"instead of --method, a chain of {', '.join(_methods.RULES)}")

@@ -324,7 +324,7 @@ class BadFlagsTest(CommandTestCase):
 
 class FolderTest(CommandTestCase):
   def test_a_folder_without_test_images_is_refused(self):
-    folder = pathlib.Path(self.create_tempdir().full_path, "pets")
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()), "pets")
     for label in ("cat", "dog"):
       (folder / label).mkdir(parents=True)
       for number in range(2):
