@@ -3,7 +3,7 @@
 >>> import reweight_jax as rw
 >>> rule = rw.meta.learning_to_reweight()
 
-The core (types, augment, densities, losses, margins, metrics, ghost, per_example, rules, meta,
+The core (types, augment, densities, losses, metrics, margins, ghost, per_example, rules, meta,
 difficulty, training, sharding) needs jax and optax. The edges (data, models, checkpointing, runlog,
 plotting) load on first use.
 """

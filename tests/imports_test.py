@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 EDGES = ("runlog", "checkpointing", "data", "models", "plotting")
 EDGE_PACKAGES = ("flax", "grain", "matplotlib", "orbax", "sklearn", "tensorflow_datasets", "tqdm")
 CORE = (
-  "types _validate _arrays _coupling _dataflow augment densities losses margins metrics ghost "
+  "types _validate _arrays _coupling _dataflow augment densities losses metrics margins ghost "
   "per_example rules meta difficulty ledger training sharding"
 )
 ORDER = (*CORE.split(), *EDGES)

@@ -1,9 +1,17 @@
 """Margins: how far the examples are on their side, and where training without end would take them.
 
 `separator` solves the limit of a linear model on the host, in float64; the rest is for nets, inside
-of jit too.
+of jit too. `diagnostics` says whether weights still matter.
 """
 
+from reweight_jax.margins.diagnostics import (
+  BoundTerms,
+  WeightDiagnostics,
+  advice,
+  bound_terms,
+  gradient_cosine,
+  weight_diagnostics,
+)
 from reweight_jax.margins.normalized import (
   homogeneity_degree,
   log_objective,
@@ -21,8 +29,13 @@ from reweight_jax.margins.separator import (
 )
 
 __all__ = [
+  "BoundTerms",
   "Separator",
+  "WeightDiagnostics",
+  "advice",
+  "bound_terms",
   "cosine",
+  "gradient_cosine",
   "homogeneity_degree",
   "log_objective",
   "loss_normalized_descent",
@@ -32,4 +45,5 @@ __all__ = [
   "separable_part",
   "signed_rows",
   "smoothed_margin",
+  "weight_diagnostics",
 ]

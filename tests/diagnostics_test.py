@@ -1,0 +1,82 @@
+"""Whether weights still matter, by hand and beside what they do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import reweight_jax as rw
+from reweight_jax import margins
+
+ALL = jnp.ones(4, bool)
+
+
+class DiagnosticsTest(parameterized.TestCase):
+  def test_padding_and_examples_without_weight_do_not_count(self):
+    mask = jnp.array([True, True, True, False])
+    found = jax.jit(margins.weight_diagnostics)(
+      jnp.array([0.9, 5.0, -1.1, -7.0]), jnp.array([8.0, 1.0, 0.0, 100.0]), mask
+    )
+    # log(8) / 2 = 1.04: of 0.9, 5 and -1.1 the first is within.
+    np.testing.assert_allclose(found, [2 / 3, 8, 81 / 65 / 3, 1 / 3], rtol=1e-6)
+
+  def test_no_example_is_no_division_by_zero(self):
+    for weights, mask in ((jnp.zeros(4), ALL), (jnp.ones(4), ~ALL)):
+      found = margins.weight_diagnostics(jnp.ones(4), weights, mask)
+      self.assertTrue(np.isfinite(np.asarray(found)).all())
+      self.assertEqual((found.weight_ratio, found.flippable_share), (1, 0))
+
+  def test_the_band_is_what_a_class_ratio_can_turn(self):
+    # Two Gaussian classes whose weighted optimum is the unweighted one, shifted by log R: weights
+    # R and 1 / R move the boundary by that much to either side, so half of it is the band.
+    rng = np.random.default_rng(0)
+    labels = rng.choice([-1.0, 1.0], 200_000)
+    logits = 2 * (rng.normal(size=labels.size) + labels)  # the log-odds of N(1, 1) against N(-1, 1)
+    shift = np.log(9.0)
+    turned = np.mean((logits > -shift / 2) != (logits > shift / 2))
+    weights = jnp.where(labels > 0, 9.0, 1.0)
+    found = margins.weight_diagnostics(
+      jnp.asarray(labels * logits), weights, jnp.ones(labels.size, bool)
+    )
+    self.assertAlmostEqual(float(found.flippable_share), turned, places=5)
+
+  def test_the_cosine_is_that_of_the_two_gradients(self):
+    rng = np.random.default_rng(1)
+    inputs, labels = rng.normal(size=(4, 3)).astype(np.float32), np.array([0, 1, 1, 0])
+    batch = rw.types.make_batch(inputs, labels)
+    linear = lambda params, state, inputs, key, train: (inputs @ params, state)
+    loss_fn, params = rw.losses.from_apply(linear), jnp.zeros((3, 2))
+    pull = rw.per_example.linearize(loss_fn, params, (), batch).pull
+    weights = np.array([3.0, 1.0, 0.0, 0.5])
+    errors = 0.5 - np.eye(2)[labels]  # softmax minus one-hot, at params 0
+    rows = np.einsum("bi,bc->bic", inputs, errors).reshape(4, -1)
+    expected = margins.cosine(weights @ rows, rows.sum(0))
+    found = margins.gradient_cosine(pull, jnp.asarray(weights, jnp.float32), batch.mask)
+    self.assertAlmostEqual(float(found), expected, places=5)
+
+  def test_advice_where_all_is_fitted_and_far_from_the_boundary(self):
+    weights = jnp.array([16.0, 1.0, 16.0, 1.0])
+    said = margins.advice(margins.weight_diagnostics(jnp.full(4, 20.0), weights, ALL))
+    self.assertStartsWith(said, "weights have stopped mattering: 100.0 % of the training examples")
+    self.assertIn("a ratio of 16 can turn 0 % of the decisions", said)
+    for values, weigh in (
+      (jnp.array([20.0, 20, 20, -1]), weights),  # not all fitted
+      (jnp.array([20.0, 20, 20, 1]), weights),  # one within log(16) / 2 = 1.39
+      (jnp.full(4, 20.0), jnp.ones(4)),  # no weights to speak of
+    ):
+      self.assertIsNone(margins.advice(margins.weight_diagnostics(values, weigh, ALL)))
+
+  def test_the_divergence_is_one_less_than_n_over_the_effective_sample_size(self):
+    ratios = jnp.array([1.0, 2.0, 0.5, 4.0])
+    terms = margins.bound_terms(jnp.array([0.0, 1.0, 2.0, 3.0]), ratios, ALL, 1.5)
+    size = float(rw.metrics.effective_sample_size(ratios))
+    self.assertAlmostEqual(float(terms.divergence), 4 / size - 1, places=5)
+    self.assertAlmostEqual(float(terms.margin_error), 3 / 7.5, places=5)
+
+  def test_a_negative_margin_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "bound_terms: margin"):
+      margins.bound_terms(jnp.ones(4), jnp.ones(4), ALL, -1.0)
+
+
+if __name__ == "__main__":
+  absltest.main()
