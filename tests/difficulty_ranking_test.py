@@ -4,6 +4,7 @@ import json
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import _factors, _measures, _ranking_report, difficulty_ranking
@@ -244,6 +245,7 @@ class CommandTest(commands.CommandTestCase):
   def test_bad_flags_are_one_line(self, pattern, *argv):
     self.assert_refused(pattern, *argv)
 
+  @pytest.mark.long
   def test_a_small_ranking_is_written_and_goes_on_from_its_parts(self):
     stdout = self.command(*self.ARGV)
     summary = json.loads((self.workdir / "summary.json").read_text())

@@ -9,6 +9,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import _made_up
@@ -230,6 +231,7 @@ class LabelNoiseTest(parameterized.TestCase):
     self.assertGreater(gaps[1], 0)
     self.assertGreater(gaps[0], 1.5 * gaps[1])
 
+  @pytest.mark.long
   def test_held_out_error_finds_more_than_the_loss_of_a_fit_that_has_seen_the_labels(self):
     # Of most draws, not of each.
     aurocs = np.array(

@@ -245,6 +245,7 @@ class RefusedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ghost.RefusedError, message):
       ghost.linearize(loss_fn, params, model_state, batch)
 
+  @pytest.mark.long
   def test_the_norms_of_a_layer_that_depends_on_the_batch_size_are_refused_alone(self):
     class ByLength(nn.Module):
       @nn.compact
@@ -296,6 +297,7 @@ class RefusedTest(parameterized.TestCase):
     losses = lambda p: jnp.sum(loss_fn(p, model_state, batch, None).losses * batch.mask)
     chex.assert_trees_all_close(pulled, jax.grad(losses)(params), rtol=1e-5, atol=1e-6)
 
+  @pytest.mark.long
   def test_a_model_in_bfloat16_is_taken(self):
     net = CenteredInHalf(0.0)
     params, model_state, batch = _problem(net, (5,), jnp.float32)
