@@ -7,7 +7,7 @@ them `form="auto"` takes. Nets: an MLP 64-64-10 (30 members), an MLP 784-128-10 
 on a GPU the same with five times the steps. Programs are compiled before the clock starts.
 
 Exits with status 1 if the form that "auto" takes is more than a tenth slower than the other.
-Expected: vmap for MLPs, one by one for LeNet on a CPU; two minutes on two idle cores.
+Expected, on a CPU: vmap for the small MLP, one by one for the others; three minutes on two cores.
 """
 
 import dataclasses

@@ -224,6 +224,16 @@ class TrainMembersTest(parameterized.TestCase):
       found = _members.inspect(loss_fn, init_net, data(), 4, jax.random.key(0))
     self.assertEqual(found, expected)
 
+  @parameterized.parameters(("cpu", ("one_by_one", True)), ("gpu", ("vmap", True)))
+  def test_members_of_many_params_are_trained_one_by_one_on_a_cpu(self, backend, expected):
+    with (
+      mock.patch.object(jax, "default_backend", return_value=backend),
+      mock.patch.object(_members, "examples_are_coupled", return_value=False),
+      mock.patch.object(_members, "MANY_PARAMS", 1),
+    ):
+      found = _members.inspect(LOSS_FN, init_net, data(), 4, jax.random.key(0))
+    self.assertEqual(found, expected)
+
   def test_chunks_of_one_size_share_a_program_and_progress_counts_steps(self):
     traces, steps = [], []
 

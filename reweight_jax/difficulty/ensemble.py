@@ -75,8 +75,8 @@ def train_members(
     key: seeds everything.
     num_steps: steps of each member, at least 1.
     batch_size: examples of a batch, at most as many as there are.
-    form: one of `FORMS`. "auto" is "one_by_one" for a model with convolutions on a CPU, where vmap
-      makes them several times slower, and "vmap" otherwise.
+    form: one of `FORMS`. "auto" is "one_by_one" on a CPU for a model with convolutions, which vmap
+      makes several times slower, or with more than 50,000 params, and "vmap" otherwise.
     members: numbers of the members to train, rows of `masks`; None for all.
     members_at_once: at most so many in one program of the form "vmap"; None for all.
     mesh: of `sharding.batch_mesh`, to share the members of each chunk among devices.
