@@ -163,8 +163,8 @@ def inspect(
   # times inside of a loop.
   if convolves and jax.default_backend() == "cpu":
     return "one_by_one", False
-  # The params of many members at once leave a CPU's caches: measured 1.1 times as fast at 5,000
-  # params and 0.87 times at 100,000 (results/ensemble_cpu.md).
+  # The params of many members at once leave a CPU's caches: measured 1.2 times as fast at 5,000
+  # params and 0.8 times at 100,000 (results/ensemble_cpu.md).
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   if size > MANY_PARAMS and jax.default_backend() == "cpu":
     return "one_by_one", True
