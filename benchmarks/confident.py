@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.stats
 from absl import flags
 
 import reweight_jax as rw
@@ -135,12 +136,7 @@ def compare(probabilities: np.ndarray, noisy: data.NoisyLabels) -> Row:
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
   """Spearman's: that of the mid-ranks, where equal numbers share theirs."""
-
-  def ranks(values: np.ndarray) -> np.ndarray:
-    ordered = np.sort(values)
-    return np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
-
-  return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
+  return float(scipy.stats.spearmanr(one, other).statistic)
 
 
 def run(config: Config) -> dict[int, Row]:

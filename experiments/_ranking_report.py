@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 import reweight_jax as rw
 from experiments import _pictures, _report
@@ -52,15 +53,9 @@ def judge(factor: Factor, problem: Problem, scores: Scores) -> dict[str, Any]:
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
   """Spearman's: the correlation of ranks, ties sharing theirs; None where all of one are equal."""
   counted = ~(np.isnan(one) | np.isnan(other))
-  ranks = [_ranks(values[counted]) for values in (one, other)]
-  if not counted.any() or min(map(np.ptp, ranks)) == 0:
+  if min(len(np.unique(values[counted])) for values in (one, other)) < 2:
     return None
-  return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-  _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-  return (np.cumsum(counts) - (counts - 1) / 2)[place]
+  return float(scipy.stats.spearmanr(one[counted], other[counted]).statistic)
 
 
 def between_seeds(runs: Sequence[Scores]) -> dict[str, float | None]:

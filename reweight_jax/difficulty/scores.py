@@ -8,7 +8,7 @@ integers in [0, classes).
 import jax
 import jax.numpy as jnp
 
-from reweight_jax import losses
+from reweight_jax import losses, margins
 from reweight_jax._arrays import at_least_float32
 from reweight_jax._validate import check_number
 from reweight_jax.types import Array, ScalarLike
@@ -90,9 +90,7 @@ def negative_margin(logits: Array, labels: Array) -> Array:
     [-0.5]
   """
   check_rows(logits, labels)
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  at_label = jnp.sum(jnp.where(is_label, at_least_float32(logits), 0), axis=-1)
-  return jnp.max(_others(logits, labels), axis=-1) - at_label
+  return -margins.output_margins(logits, labels)
 
 
 def negative_normalized_margin(

@@ -35,7 +35,7 @@ def output_margins(logits: Array, labels: Array) -> Array:
   logits = at_least_float32(logits)
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   other = jnp.max(jnp.where(is_label, -jnp.inf, logits), -1)
-  return jnp.max(jnp.where(is_label, logits, -jnp.inf), -1) - other
+  return jnp.sum(jnp.where(is_label, logits, 0), -1) - other
 
 
 def normalized_margins(margins: Array, params: Params, degree: ScalarLike) -> Array:
