@@ -155,6 +155,15 @@ def numbers(flag: str, text: str) -> tuple[float, ...]:
   return found
 
 
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+  """The whole numbers of a flag that lists them.
+
+  Raises:
+    UsageError: if one of them is none.
+  """
+  return tuple(_parsed(flag, part, int, "0,1") for part in _split(text))
+
+
 def apply_process_flags(values: flags.FlagValues) -> None:
   """Sets up JAX for the process: the cache of compiled programs, deterministic operations.
 

@@ -9,7 +9,7 @@ they show together: docs/importance_weighting.md. Seeds are fixed: 8 problems fo
 for nets. The synthetic studies need no data, and two minutes of one core together.
 
 `byrd_lipton` trains small nets on cats against dogs of CIFAR-10 (prepared by
-`experiments.prepare_data`), about twelve minutes of one core; a run of it that was stopped goes
+`experiments.prepare_data`), about forty minutes of one core; a run of it that was stopped goes
 on where it was. Without the data `all` leaves it out and says so. On a GPU the sizes of the paper:
 
     python -m experiments.importance_weighting --study=byrd_lipton --byrd_lipton_images=5000 \
@@ -69,7 +69,6 @@ OPTIONS = {
   "batch_size": "images a step",
   "width": "channels of the first convolution",
   "test_images": "images of cats and dogs to test on, and as many of other classes",
-  "seed": "of images, initial params and batches",
   "learning_rate": "of SGD without momentum",
   "l2": "strength of L2 in the configuration l2",
 }
@@ -106,7 +105,7 @@ def check(config: StudyConfig) -> tuple[str, ...]:
 
 def _check_images(options: byrd_lipton.Options) -> None:
   for name in OPTIONS:
-    value, least = getattr(options, name), 0 if name in ("seed", "l2") else 1
+    value, least = getattr(options, name), 0 if name == "l2" else 1
     is_good = value >= least if name != "learning_rate" else value > 0
     if not is_good or not np.isfinite(value):
       words = "a number > 0" if name == "learning_rate" else f"at least {least}"
@@ -124,6 +123,8 @@ def _check_images(options: byrd_lipton.Options) -> None:
       f"--byrd_lipton_batch_size: expected at most the {2 * options.images} training images, got "
       f"{options.batch_size}"
     )
+  whole = "whole and in [0, 2^31)"
+  _command.check_numbers("byrd_lipton_seeds", options.seeds, lambda s: 0 <= s < 2**31, whole)
   words = "> 0, at least two of them, such as 16,1,0.0625"
   _command.check_numbers("byrd_lipton_ratios", options.ratios, lambda r: 0 < r < np.inf, words)
   if len(options.ratios) < 2:
@@ -211,6 +212,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define(f"byrd_lipton_{name}", value, words, flag_values=values)
   ratios = ",".join(f"{ratio:g}" for ratio in default.ratios)
   text("byrd_lipton_ratios", ratios, "list of weights dog:cat")
+  seeds = ",".join(map(str, default.seeds))
+  text("byrd_lipton_seeds", seeds, "of images, initial params and batches, a run of all for each")
   text("byrd_lipton_configurations", ",".join(default.configurations), "what is compared")
 
 
@@ -220,6 +223,7 @@ def config_of(values: flags.FlagValues) -> StudyConfig:
   images = byrd_lipton.Options(
     **options,
     ratios=_flags.numbers("byrd_lipton_ratios", values.byrd_lipton_ratios),
+    seeds=_flags.whole_numbers("byrd_lipton_seeds", values.byrd_lipton_seeds),
     configurations=_flags._split(values.byrd_lipton_configurations),
   )
   return StudyConfig(_flags._split(values.study), values.workdir, values.data_dir, images)

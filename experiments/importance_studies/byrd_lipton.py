@@ -20,6 +20,7 @@ from experiments import _parts
 from experiments.importance_studies.finding import Finding, at_least, at_most, style, words
 from reweight_jax import data
 
+Runs = dict[float, dict[str, np.ndarray]]  # ratio -> name -> [seeds, evaluations]
 CAT, DOG = 3, 5
 CONFIGURATIONS = ("none", "l2", "dropout", "batch_norm", "undersampling", "polynomial_tail")
 
@@ -37,7 +38,7 @@ class Options:
   l2: float = 1e-2
   width: int = 16  # channels of the first convolutions; 64 is the size of the paper's net
   test_images: int = 1000  # in the domain, and as many out of it
-  seed: int = 0
+  seeds: tuple[int, ...] = (0, 1, 2)  # of images, initial params and batches
 
   def eval_epochs(self) -> list[int]:
     """When shares are taken: 1, 2, 5, 10, ... and at the end."""
@@ -68,9 +69,10 @@ class Net(nn.Module):
 class Images:
   """Cats and dogs to train and to test on, and images that are neither."""
 
-  def __init__(self, dataset: data.Dataset, options: Options):
+  def __init__(self, dataset: data.Dataset, options: Options, seed: int):
     """Draws them; the same for every run of a seed."""
-    rng = np.random.default_rng(options.seed)
+    self.seed = seed
+    rng = np.random.default_rng(seed)
     is_pet = lambda labels: (labels == CAT) | (labels == DOG)
     pick = lambda where, size: rng.permutation(np.flatnonzero(where))[:size]
     train = [pick(dataset.train_labels == label, options.images) for label in (CAT, DOG)]
@@ -90,7 +92,7 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
   Under `undersampling` examples of one class are left out instead of weighing less. Every run takes
   the same number of steps.
   """
-  rng = np.random.default_rng([options.seed, 1])
+  rng = np.random.default_rng([images.seed, 1])
   kept, weights = np.arange(len(images.labels)), np.array([1.0, ratio])
   weights = weights / weights[images.labels].mean()
   if configuration == "undersampling":
@@ -98,7 +100,8 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
     counts = np.maximum(1, np.round(shares * np.bincount(images.labels))).astype(int)
     kept = np.concatenate([np.flatnonzero(images.labels == c)[: counts[c]] for c in (0, 1)])
     weights = np.ones(2)
-  step, evaluate, state = _built(options, configuration)
+  step, evaluate, init = _built(options, configuration)
+  state = init(jax.random.key(images.seed))
   fixed = tuple(map(jnp.asarray, (images.inputs, images.labels, weights.astype(np.float32))))
   steps_of_epoch = len(images.labels) // options.batch_size
   queue, rows = np.zeros(0, int), []
@@ -122,9 +125,9 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
   return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-@functools.lru_cache(maxsize=1)  # the ratios of a configuration share the compiled step
+@functools.lru_cache(maxsize=1)  # the runs of a configuration share the compiled step
 def _built(options: Options, configuration: str) -> tuple[Any, Any, Any]:
-  """The jitted step, the jitted logits, and the first state."""
+  """The jitted step, the jitted logits, and the first state of a key."""
   net = Net(
     options.width,
     norm="batch" if configuration == "batch_norm" else "none",
@@ -151,12 +154,13 @@ def _built(options: Options, configuration: str) -> tuple[Any, Any, Any]:
   def evaluate(params: Any, model_state: Any, inputs: Any) -> Any:
     return apply_fn(params, model_state, inputs, None, False)[0]
 
-  key = jax.random.key(options.seed)
-  params, model_state = rw.models.init_linen(net, jnp.zeros((1, 32, 32, 3)), key)
-  state = rw.training.init_train_state(
-    params, model_state, optax.identity(), tx, key=key, batch_size=options.batch_size
-  )
-  return step, evaluate, state
+  def init(key: Any) -> Any:
+    params, model_state = rw.models.init_linen(net, jnp.zeros((1, 32, 32, 3)), key)
+    return rw.training.init_train_state(
+      params, model_state, optax.identity(), tx, key=key, batch_size=options.batch_size
+    )
+
+  return step, evaluate, init
 
 
 def _called_dog(evaluate: Any, state: Any, inputs: np.ndarray) -> np.ndarray:
@@ -169,35 +173,43 @@ def _scaled(images: np.ndarray) -> np.ndarray:
 
 
 def study(options: Options, data_dir: str | None, folder: pathlib.Path) -> Finding:
-  """Every configuration with every ratio; runs that are in the folder already are not run again.
+  """Every configuration, ratio and seed; runs that are in the folder already are not run again.
 
   Raises:
     DataError: if CIFAR-10 cannot be read.
     UsageError: if the folder holds runs of other options.
   """
-  images = Images(data.load("cifar10", data_dir), options)
-  # The list of configurations and ratios may grow: each run is of one of them.
-  setting = dataclasses.asdict(options) | {"configurations": None, "ratios": None}
+  dataset = data.load("cifar10", data_dir)
+  images = [Images(dataset, options, seed) for seed in options.seeds]
+  # These lists may grow: each run is of one of each.
+  setting = dataclasses.asdict(options) | {"configurations": None, "ratios": None, "seeds": None}
   parts = _parts.Parts(folder, setting)
-  runs: dict[str, dict[float, dict[str, np.ndarray]]] = {}
+
+  def run(name: str, ratio: float, images: Images) -> dict[str, np.ndarray]:
+    make = functools.partial(train, images, options, name, ratio)
+    return parts.kept(f"{name}_{ratio:g}_seed_{images.seed}", make)
+
+  runs: dict[str, Runs] = {}
   for name in options.configurations:
     for ratio in options.ratios:
-      make = functools.partial(train, images, options, name, ratio)
-      runs.setdefault(name, {})[ratio] = parts.kept(f"{name}_{ratio:g}", make)
-      last = runs[name][ratio]["in_domain"][-1]
-      print(f"  {name}, dog:cat {ratio:g}: {last:.3f} of the test pets called dog", flush=True)
+      of_seeds = [run(name, ratio, drawn) for drawn in images]
+      found = {key: np.stack([one[key] for one in of_seeds]) for key in of_seeds[0]}
+      runs.setdefault(name, {})[ratio] = found
+      last = words(found["in_domain"][:, -1])
+      print(f"  {name}, dog:cat {ratio:g}: {last} of the test pets called dog", flush=True)
   return finding(options, runs)
 
 
-def finding(options: Options, runs: dict[str, dict[float, dict[str, np.ndarray]]]) -> Finding:
-  """What the runs say."""
+def finding(options: Options, runs: dict[str, Runs]) -> Finding:
+  """What the runs say, on average over seeds."""
   high, low = max(options.ratios), min(options.ratios)
   spread = {
     name: {place: of[high][place] - of[low][place] for place in ("in_domain", "out_of_domain")}
     for name, of in runs.items()
   }
-  last = {name: float(found["in_domain"][-1]) for name, found in spread.items()}
-  first = {name: float(found["in_domain"].max()) for name, found in spread.items()}
+  mean = {name: found["in_domain"].mean(0) for name, found in spread.items()}
+  last = {name: float(found[-1]) for name, found in mean.items()}
+  first = {name: float(found.max()) for name, found in mean.items()}
   checks = []
   if "none" in runs:
     checks.append(at_most("spread in the domain at the last epoch, none", last["none"], 0.1))
@@ -208,13 +220,13 @@ def finding(options: Options, runs: dict[str, dict[float, dict[str, np.ndarray]]
     if name in runs:
       bound = 0.05 if name == "batch_norm" else 0.2
       checks.append(at_least(f"spread in the domain at the last epoch, {name}", last[name], bound))
-  outside = {name: float(found["out_of_domain"][-1]) for name, found in spread.items()}
   return Finding(
     "Cats and dogs: the effect of class weights fades, unless something keeps the net from fitting",
     "without regularization and with dropout the share called dog ends alike under all weights; "
     "L2, undersampling and a polynomial tail keep it apart, BatchNorm a little",
-    f"share called dog under {high:g} minus that under {low:g}, last epoch ({options.epochs}), in "
-    f"the domain: {_pairs(last)}; out of it: {_pairs(outside)}",
+    f"share called dog under {high:g} minus that under {low:g}, last epoch ({options.epochs}), "
+    f"{_over(options.seeds)}, in the domain: {_at_the_end(spread, 'in_domain')}; out of it: "
+    f"{_at_the_end(spread, 'out_of_domain')}",
     checks,
     {"options": dataclasses.asdict(options), "epochs": options.eval_epochs(), "runs": runs},
     functools.partial(_draw, options, runs),
@@ -228,10 +240,13 @@ def _draw(options: Options, runs: dict[str, Any], figure: Any) -> None:
     for axes, (name, of) in zip(row, runs.items(), strict=True):
       for i, (ratio, found) in enumerate(of.items()):
         label = f"dog:cat {ratio:g}:1" if ratio >= 1 else f"dog:cat 1:{1 / ratio:g}"
+        epochs, shares = options.eval_epochs(), found[place]
         axes.plot(
-          options.eval_epochs(), found[place], **style(i), marker="os^Dv<>"[i % 7], markersize=3,
-          label=label,
-        )  # fmt: skip
+          epochs, shares.mean(0), **style(i), marker="os^Dv<>"[i % 7], markersize=3, label=label
+        )
+        axes.fill_between(
+          epochs, shares.min(0), shares.max(0), color=style(i)["color"], alpha=0.15, linewidth=0
+        )
       axes.set_xscale("log")
       axes.set_ylim(-0.03, 1.03)
       axes.grid(alpha=0.3)
@@ -244,5 +259,16 @@ def _draw(options: Options, runs: dict[str, Any], figure: Any) -> None:
   figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
 
 
-def _pairs(numbers: dict[str, float]) -> str:
-  return ", ".join(f"{name} {words([number])}" for name, number in numbers.items())
+def _over(seeds: tuple[int, ...]) -> str:
+  if len(seeds) == 1:
+    return f"seed {seeds[0]}"
+  return f"mean and standard deviation over {len(seeds)} seeds"
+
+
+def _at_the_end(spread: dict[str, dict[str, np.ndarray]], place: str) -> str:
+  parts = []
+  for name, found in spread.items():
+    last = found[place][:, -1]
+    deviation = f" ± {np.std(last, ddof=1):.3f}" if len(last) > 1 else ""
+    parts.append(f"{name} {last.mean():.3f}{deviation}")
+  return ", ".join(parts)
