@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import _evaluation, _steps, _weight_curve
+from experiments import _diagnostics, _evaluation, _steps, _weight_curve
 from experiments._errors import DivergedError, UsageError
 from experiments._task import Task
 from reweight_jax import checkpointing, ledger, runlog, training
-from reweight_jax.types import Array, Batch, Params, WeightingRule
+from reweight_jax.types import Array, Batch, Params, PerExampleLoss, WeightingRule
 
 NUM_WINDOWS = 6
 """How many times a run writes down its ledger, for pictures of weights over training."""
@@ -31,9 +31,11 @@ class Phase(NamedTuple):
   tx: optax.GradientTransformation
   uses_meta_batch: bool
   step: _steps.LoopStep
+  loss_fn: PerExampleLoss  # what the rule weighs, in training mode
   balanced_from: int | None = None  # the step of the phase from which batches balance the classes
   meta_every: int = 1  # steps between meta batches; above 1 the state keeps the meta direction
   note: str = ""  # what is to be told of it
+  is_tail_exponential: bool = True  # of the loss: its weights are offsets of margins
   kept: np.ndarray | None = None  # positions to draw from; None: all of the source
 
   def positions(self, task: Task) -> np.ndarray:
@@ -111,6 +113,7 @@ class Lane:
     self.validation = _evaluation.padded(
       np.asarray(setup.inputs[task.validation]), task.labels[task.validation]
     )
+    self.sample = _diagnostics.draw(task.train, setup.inputs, task.labels, run.seed)
     self.done, self.carry = self._restore(setup.schedule)
     try:
       rows = runlog.keep_rows_until(self.log, self.done)
@@ -141,6 +144,11 @@ def phase_at(phases: list[Phase], step: int) -> tuple[int, int]:
   return len(phases) - 1, phases[-1].num_steps
 
 
+def last_phase(lane: Lane) -> Phase:
+  """The phase of the last step taken."""
+  return lane.run.phases[phase_at(lane.run.phases, max(lane.done - 1, 0))[0]]
+
+
 def next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.Carry:
   """Hands params, statistics, key and step on; rule and optimizer start afresh."""
   old = carry.state
@@ -164,9 +172,15 @@ def make_row(lane: Lane, setup: Setup) -> dict[str, Any]:
     predicted = setup.predict(params, model_state, lane.validation).classes
     by_class = setup.schedule.validates_by_class
     on_validation = _evaluation.accuracy(predicted, lane.validation, by_class=by_class)
+  diagnostics, phase = {}, last_phase(lane)
+  if phase.source == "train":  # the others keep no ledger
+    diagnostics = _diagnostics.measure(
+      lane.sample, lane.carry, setup.predict, phase.loss_fn, setup.schedule.batch_size
+    )
   return {
     "step": lane.done,
     **_steps.averages(lane.carry.tally),
+    **diagnostics,
     "validation_accuracy": on_validation,
     "test_accuracy": _evaluation.accuracy(test, setup.test),
     "largest_predicted_share": float(np.bincount(test).max() / len(test)),

@@ -113,7 +113,18 @@ def make_phases(
     kept = _undersampled(task, seed) if sampler == "undersampled" else None
     every = config.meta_every if uses_meta_batch else 1
     return Phase(
-      source, num_steps, rule, tx, uses_meta_batch, step, balanced_from, every, note, kept
+      source,
+      num_steps,
+      rule,
+      tx,
+      uses_meta_batch,
+      step,
+      loss_fn,
+      balanced_from=balanced_from,
+      meta_every=every,
+      note=note,
+      kept=kept,
+      is_tail_exponential=loss_fn is not model.margin_loss_fn,
     )
 
   num_steps = config.num_steps(len(task.train))

@@ -62,6 +62,7 @@ def _run_result(folder: pathlib.Path) -> dict[str, Any]:
     "seconds": rows[-1]["seconds"],
     "input_share": rows[-1]["input_seconds"] / rows[-1]["seconds"],
     "collapsed": next((row["step"] for row in rows if "warning" in row), None),
+    "weights_idle": next((row["step"] for row in rows if "advice" in row), None),
   }
 
 

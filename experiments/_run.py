@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import _collapse, _lane, _signals, _steps
+from experiments import _collapse, _diagnostics, _lane, _signals, _steps
 from experiments._errors import RunError, StoppedError
 from experiments._lane import Lane, Phase, Run, Schedule, Setup
 from reweight_jax import checkpointing, data, runlog
@@ -157,10 +157,14 @@ def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:
     _lane.stop_if_not_finite(lane)
     if done % schedule.eval_every == 0 or is_end:
       row = _lane.make_row(lane, setup)
-      warning = _collapse.warning([*lane.rows, row], lane.run.task.num_classes)
-      if warning:
-        row["warning"] = warning
-        print(f"warning: {folder}, step {done}: {warning}", file=sys.stderr)
+      rows = [*lane.rows, row]
+      told = {"warning": _collapse.warning(rows, lane.run.task.num_classes)}
+      if _lane.last_phase(lane).is_tail_exponential:
+        told["advice"] = _diagnostics.advice(rows)
+      for name, text in told.items():
+        if text:
+          row[name] = text
+          print(f"warning: {folder}, step {done}: {text}", file=sys.stderr)
       runlog.append_row(lane.log, row)
       lane.rows.append(row)
       score = row["validation_accuracy"]

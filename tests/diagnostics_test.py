@@ -18,13 +18,30 @@ class DiagnosticsTest(parameterized.TestCase):
       jnp.array([0.9, 5.0, -1.1, -7.0]), jnp.array([8.0, 1.0, 0.0, 100.0]), mask
     )
     # log(8) / 2 = 1.04: of 0.9, 5 and -1.1 the first is within.
-    np.testing.assert_allclose(found, [2 / 3, 8, 81 / 65 / 3, 1 / 3], rtol=1e-6)
+    worst = -1.1 / ((0.81 + 25 + 1.21) / 3) ** 0.5
+    np.testing.assert_allclose(found, [2 / 3, worst, 8, 81 / 65 / 3, 1 / 3, 1 / 3], rtol=1e-6)
+
+  def test_the_normalized_margin_is_that_of_the_direction(self):
+    # A linear model without bias: its margins and their mean square at twice the params.
+    rng = np.random.default_rng(2)
+    rows, params = rng.normal(size=(4, 3)), rng.normal(size=3)
+    one, two = (
+      margins.weight_diagnostics(jnp.array(rows @ p), jnp.ones(4), ALL)
+      for p in (params, 2 * params)
+    )
+    self.assertAlmostEqual(float(one.normalized_margin), float(two.normalized_margin), places=5)
+    # Over its value by the norm of the params: the norm of the direction's margins, over root 4.
+    direction = params / np.linalg.norm(params)
+    by_norm = margins.normalized_margins(jnp.array(rows @ params), jnp.array(params), 1).min()
+    ratio = float(by_norm / one.normalized_margin)
+    self.assertAlmostEqual(ratio, np.linalg.norm(rows @ direction) / 2, places=5)
 
   def test_no_example_is_no_division_by_zero(self):
     for weights, mask in ((jnp.zeros(4), ALL), (jnp.ones(4), ~ALL)):
       found = margins.weight_diagnostics(jnp.ones(4), weights, mask)
       self.assertTrue(np.isfinite(np.asarray(found)).all())
       self.assertEqual((found.weight_ratio, found.flippable_share), (1, 0))
+      self.assertEqual(found.normalized_margin, 1 if mask is ALL else 0)
 
   def test_the_band_is_what_a_class_ratio_can_turn(self):
     # Two Gaussian classes whose weighted optimum is the unweighted one, shifted by log R: weights
@@ -63,6 +80,8 @@ class DiagnosticsTest(parameterized.TestCase):
       (jnp.array([20.0, 20, 20, -1]), weights),  # not all fitted
       (jnp.array([20.0, 20, 20, 1]), weights),  # one within log(16) / 2 = 1.39
       (jnp.full(4, 20.0), jnp.ones(4)),  # no weights to speak of
+      (jnp.full(4, 20.0), jnp.array([1.0, 1.05, 1, 1])),  # nor these
+      (jnp.full(4, 20.0), weights.at[0].set(0)),  # one that has no say
     ):
       self.assertIsNone(margins.advice(margins.weight_diagnostics(values, weigh, ALL)))
 

@@ -16,8 +16,10 @@ class WeightDiagnostics(NamedTuple):
   """What a batch, or a training set, says of its weights. Scalars."""
 
   accuracy: Array  # share of the real examples with a positive margin
+  normalized_margin: Array  # the smallest margin over the root mean square of all
   weight_ratio: Array  # largest over smallest weight of those that have one; 1 if none has
   effective_share: Array  # effective sample size over the number of real examples
+  zero_share: Array  # share of the real examples of weight 0
   flippable_share: Array  # of the real examples: decisions that such a ratio can still turn
 
 
@@ -54,10 +56,14 @@ def weight_diagnostics(margins: Array, weights: Array, mask: Array) -> WeightDia
   largest = jnp.max(jnp.where(counted, weights, 0), initial=0)
   smallest = jnp.min(jnp.where(counted, weights, jnp.inf), initial=jnp.inf)
   ratio = jnp.where(jnp.any(counted), largest / jnp.where(jnp.any(counted), smallest, 1), 1)
+  scale = jnp.sqrt(jnp.sum(jnp.where(mask, jnp.square(margins), 0)) / size)
+  worst = jnp.min(jnp.where(mask, margins, jnp.inf), initial=jnp.inf)
   return WeightDiagnostics(
     share(margins > 0),
+    jnp.where(scale > 0, worst / jnp.where(scale > 0, scale, 1), 0),
     ratio,
     metrics.effective_sample_size(jnp.where(mask, weights, 0)) / size,
+    share(weights <= 0),
     share(jnp.abs(margins) < jnp.log(ratio) / 2),
   )
 
@@ -85,16 +91,26 @@ def gradient_cosine(pull: Callable[[Array], Params], weights: Array, mask: Array
 
 
 def advice(
-  found: WeightDiagnostics, *, fitted_at: float = 0.99, idle_at: float = 0.01
+  found: WeightDiagnostics,
+  *,
+  fitted_at: float = 0.99,
+  idle_at: float = 0.01,
+  even_at: float = 1.1,
 ) -> str | None:
   """One sentence if weights have stopped mattering, and what to do instead; None if they matter.
 
   They have where the model fits its training examples and the weights can turn hardly a decision.
+  Weights of exactly 0 matter on: an example without weight has no say in where training ends.
+
+  Edge cases: None too where weights are too even to matter before.
 
   Args:
-    found: of the training examples, concrete numbers.
+    found: of the training examples, concrete numbers, under cross-entropy or another loss with an
+      exponential tail.
     fitted_at: accuracy from which on the examples count as fitted, in (0, 1].
-    idle_at: share of flippable decisions from which on weights count, in [0, 1].
+    idle_at: share of flippable decisions, or of weights of 0, from which on weights count, in
+      [0, 1].
+    even_at: ratio up to which weights count as even, at least 1.
 
   Returns:
     A sentence, or None.
@@ -105,14 +121,15 @@ def advice(
   Source: the regimes of docs/importance_weighting.md.
 
   Example:
-    >>> advice(WeightDiagnostics(0.8, 16.0, 0.5, 0.3)) is None
-    True
+    >>> print(advice(WeightDiagnostics(0.8, -0.6, 16.0, 0.5, 0.0, 0.3)))
+    None
   """
   check_number("advice: fitted_at", fitted_at, above=0, at_most=1)
   check_number("advice: idle_at", idle_at, at_least=0, at_most=1)
-  if float(found.weight_ratio) <= 1 or float(found.accuracy) < fitted_at:
+  check_number("advice: even_at", even_at, at_least=1)
+  if not (found.weight_ratio > even_at and found.accuracy >= fitted_at):
     return None
-  if float(found.flippable_share) >= idle_at:
+  if max(found.flippable_share, found.zero_share) >= idle_at:
     return None
   return (
     f"weights have stopped mattering: {100 * float(found.accuracy):.1f} % of the training examples "
