@@ -204,7 +204,8 @@ class TogetherTest(runs.RunTestCase):
   def assert_close(self, folder, other, seed=0):
     for mine, theirs in zip(self.rows(folder), self.rows(other), strict=True):
       self.assertEqual(mine.keys(), theirs.keys())
-      np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-4)
+      numbers = [np.array(list(row.values()), float) for row in (mine, theirs)]  # None: NaN
+      np.testing.assert_allclose(*numbers, rtol=1e-4)
     found, expected = self.weights(folder), self.weights(other)
     np.testing.assert_array_equal(found["index"], expected["index"])
     np.testing.assert_allclose(found["mean_weight"], expected["mean_weight"], rtol=1e-4)
