@@ -153,43 +153,6 @@ def draw_class_accuracy(
   _save(figure, path, title)
 
 
-def draw_modes(
-  path: pathlib.Path,
-  results: Mapping[float, Mapping[str, Mapping[str, Any]]],
-  betas: Mapping[float, Sequence[float]],
-  baselines: Sequence[str],
-) -> None:
-  """Draws accuracy against beta for every mode, at every noise rate; last and best apart.
-
-  Args:
-    path: the PNG to write.
-    results: noise rate -> setting -> the numbers of a summary.
-    betas: lambda -> its betas.
-    baselines: settings drawn as horizontal lines.
-  """
-  columns = {"last": "last step", "best": "best seen on test (not a result)"}
-  figure = _figure(3.4 * len(results) + 1, 6.5)
-  grid = figure.subplots(2, len(results), squeeze=False, sharex=True, sharey="col")
-  for row, (column, words) in zip(grid, columns.items(), strict=True):
-    for axes, (rate, numbers) in zip(row, results.items(), strict=True):
-      for style, name in zip(("-", "--", ":", "-."), baselines, strict=False):
-        level = 100 * numbers[name][column]["mean"]
-        axes.axhline(level, color="0.5", linestyle=style, linewidth=1, label=name)
-      lines = {}
-      for lam, choices in betas.items():
-        found = [numbers[f"lam_{lam:g}_beta_{beta:g}"][column] for beta in choices]
-        label = f"lambda {lam:g} (mode {lam / (lam + 1):.2g})"
-        lines[label] = (np.array(choices), [_percents(number) for number in found])
-      _draw_bars(axes, lines)
-      axes.set_title(f"noise {100 * rate:g} %, {words}", fontsize=9)
-  for axes in grid[-1]:
-    axes.set_xlabel("beta")
-  for row in grid:
-    row[0].set_ylabel("test accuracy, %")
-  _legend_below(figure, grid[0][0])
-  _save(figure, path, None)
-
-
 def _percents(number: Mapping[str, Any], *, is_error: bool = False) -> tuple[float, float]:
   """Mean and standard deviation of an accuracy, or of its error, in percent."""
   mean = 1 - number["mean"] if is_error else number["mean"]

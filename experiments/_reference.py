@@ -11,6 +11,9 @@ from experiments._errors import UsageError
 from experiments._task import Task
 from reweight_jax import data
 
+RATIOS = "importance_file or --example_weights"
+"""The flags by either of which ratios are given, in words."""
+
 
 @dataclasses.dataclass(
   frozen=True, eq=False
@@ -45,29 +48,28 @@ def read(
 def _read_ratios(config: Config, dataset: data.Dataset, task: Task) -> np.ndarray:
   if not config.importance_file:
     raise UsageError(
-      "--importance_file: expected an NPZ file with arrays index and ratio for importance_ratio; "
-      "got none"
+      f"--{RATIOS}: expected an NPZ file with arrays index and ratio for importance_ratio; got none"
     )
-  arrays = _read("importance_file", pathlib.Path(config.importance_file), ("index", "ratio"))
+  arrays = _read(RATIOS, pathlib.Path(config.importance_file), ("index", "ratio"))
   index, ratio = arrays["index"], arrays["ratio"]
   wrong = ~((ratio >= 0) & (ratio <= np.finfo(np.float32).max))
   if wrong.any():
     raise UsageError(
-      "--importance_file: expected ratios of at least 0 that float32 can hold, got "
+      f"--{RATIOS}: expected ratios of at least 0 that float32 can hold, got "
       f"{ratio[wrong][0]:g} for index {index[wrong][0]}"
     )
   ratios = np.full(len(task.labels), np.nan)
-  ratios[_positions(dataset, index, "importance_file")] = ratio
+  ratios[_positions(dataset, index, RATIOS)] = ratio
   found, times = np.unique(index, return_counts=True)
   if len(found) < len(index):
     raise UsageError(
-      f"--importance_file: expected one ratio for each index, got {times.max()} for index "
+      f"--{RATIOS}: expected one ratio for each index, got {times.max()} for index "
       f"{found[times.argmax()]:g}; leave out all but one"
     )
   missing = np.isnan(ratios[task.train])
   if missing.any():
     raise UsageError(
-      f"--importance_file: expected a ratio for every training example, got none for "
+      f"--{RATIOS}: expected a ratio for every training example, got none for "
       f"{int(missing.sum())} of them, first index {dataset.train_ids[task.train[missing][0]]}"
     )
   return np.nan_to_num(ratios)
@@ -144,14 +146,12 @@ def _read(flag: str, path: pathlib.Path, names: tuple[str, ...]) -> dict[str, np
       raise UsageError(
         f"--{flag}: expected an array {name} in {path}, got {', '.join(sorted(arrays))}"
       )
-    if flag == "importance_file" and (
-      arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iuf"
-    ):
+    if flag == RATIOS and (arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iuf"):
       raise UsageError(
         f"--{flag}: expected {name} of {path} to be a vector of numbers, got {arrays[name].dtype} "
         f"of shape {arrays[name].shape}"
       )
-    if flag == "importance_file" and len(arrays[name]) != len(arrays[names[0]]):
+    if flag == RATIOS and len(arrays[name]) != len(arrays[names[0]]):
       raise UsageError(
         f"--{flag}: expected as many numbers in {name} as in {names[0]} of {path}, got "
         f"{len(arrays[name])} and {len(arrays[names[0]])}"

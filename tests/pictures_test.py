@@ -66,22 +66,6 @@ class StudyPicturesTest(absltest.TestCase):
     np.testing.assert_allclose((x + other_x) / 2, [np.log(10), np.log(100)])
     self.assertEqual([tick.get_text() for tick in axes.get_xticklabels()], ["10", "1"])
 
-  def test_modes_have_a_panel_for_each_noise_rate_last_above_best(self):
-    number = lambda last, best: {
-      "last": {"mean": last, "std": 0.01},
-      "best": {"mean": best, "std": 0.01},
-    }
-    settings = {"ce": number(0.5, 0.6), "lam_0.5_beta_4": number(0.7, 0.8)}
-    figure, _ = self.draw(
-      _pictures.draw_modes, {0.0: settings, 0.4: settings}, {0.5: [4.0]}, ["ce"]
-    )
-    self.assertLen(figure.axes, 4)
-    for panel, percent in zip(figure.axes, (70, 70, 80, 80), strict=True):
-      ((x, y, ends),) = self.lines(panel)
-      np.testing.assert_allclose((x[0], y[0], *ends[0]), (4, percent, percent - 1, percent + 1))
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    self.assertEqual(names, ["ce", "lambda 0.5 (mode 0.33)"])
-
 
 if __name__ == "__main__":
   absltest.main()

@@ -131,7 +131,7 @@ class RatiosTest(runs.RunTestCase):
     ids = runs.dataset().train_ids
     some = np.setdiff1d(np.arange(len(ids)), self.task.train[:3])
     for pattern, arrays in (
-      ("--importance_file: expected an NPZ file", {}),
+      ("--importance_file or --example_weights: expected an NPZ file", {}),
       ("got none for 3 of them", {"index": ids[some], "ratio": np.ones(len(some))}),
       ("expected an array ratio", {"index": ids}),
       ("as many numbers in ratio", {"index": ids, "ratio": np.ones(3)}),
