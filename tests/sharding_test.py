@@ -1,5 +1,6 @@
 """Eight virtual devices against one."""
 
+import os
 import subprocess
 import sys
 
@@ -55,7 +56,8 @@ def pulled(params, batch):
 
 axes = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
 by_device = jax.shard_map(pulled, mesh=rw.sharding.batch_mesh(), in_specs=axes, out_specs=axes[0])
-for a, b in zip(*map(jax.tree.leaves, (jax.jit(by_device)(params, batch), pulled(params, batch)))):
+results = (jax.jit(way)(params, batch) for way in (by_device, pulled))
+for a, b in zip(*map(jax.tree.leaves, results), strict=True):
   np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 print("equal")
 """
@@ -65,7 +67,7 @@ class ShardingTest(absltest.TestCase):
   def test_eight_devices_give_the_parameters_of_one(self):
     environment = {
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
       "PATH": "",
     }
