@@ -256,7 +256,10 @@ def _draw(options: Options, runs: dict[str, Any], figure: Any) -> None:
     axes.set_xlabel("epochs")
   grid[0][0].set_ylabel("share called dog, cats and dogs")
   grid[1][0].set_ylabel("share called dog, other classes")
-  figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+  lines = grid[0][0].get_legend_handles_labels()
+  note = "mean over seeds, in a band from the least to the greatest"
+  title = note if len(options.seeds) > 1 else None
+  figure.legend(*lines, loc="outside lower center", ncols=7, title=title)
 
 
 def _over(seeds: tuple[int, ...]) -> str:
