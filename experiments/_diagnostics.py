@@ -1,4 +1,4 @@
-"""Whether weights still matter in a run: measured at its evaluations, and told once they do not."""
+"""Whether weights still matter in a run: measured at its evaluations, told once they hardly do."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,17 @@ class Sample(NamedTuple):
 
 
 def draw(train: np.ndarray, inputs: Array, labels: np.ndarray, seed: int) -> Sample:
-  """Draws the sample of a run from its training positions; the same for the same seed."""
+  """Draws the sample of a run from its training positions; the same for the same seed.
+
+  As many of each given class as there are, up to the same number: weights are about rare ones.
+  """
   rng = np.random.default_rng([seed, 5])  # 1 to 4 draw the task
-  positions = rng.permutation(train)[:NUM_EXAMPLES]
+  positions = rng.permutation(train)
+  rounds = np.zeros(len(train), int)  # in which an example is drawn, one of each class a round
+  for label in np.unique(labels[train]):
+    is_label = labels[positions] == label
+    rounds[is_label] = np.arange(is_label.sum())
+  positions = rng.permutation(positions[np.argsort(rounds, kind="stable")][:NUM_EXAMPLES])
   examples = _evaluation.padded(np.asarray(inputs[positions]), labels[positions])
   assert examples is not None  # there is always something to train on
   return Sample(positions, examples)
@@ -39,6 +47,7 @@ def draw(train: np.ndarray, inputs: Array, labels: np.ndarray, seed: int) -> Sam
 def measure(
   sample: Sample,
   carry: _steps.Carry,
+  gaps: np.ndarray,
   predict: _evaluation.Predict,
   loss_fn: PerExampleLoss,
   batch_size: int,
@@ -48,6 +57,7 @@ def measure(
   Args:
     sample: of the run's training set; those examples count that a step has drawn already.
     carry: where the run stands.
+    gaps: `[examples]` of the test set, whose labels do not count here.
     predict: of the model.
     loss_fn: what the weights weigh, in training mode.
     batch_size: how many of the sample the two gradients are of.
@@ -60,12 +70,11 @@ def measure(
   mask = times_seen > 0
   weights = np.where(mask, weights, 0)
   said = predict(*carry.evaluated(), sample.examples)
-  found = _diagnose(said.margins, weights, mask)
+  found = _diagnose(said.margins, weights, mask, gaps)
   size = min(batch_size, len(mask))
   part = jax.tree.map(lambda leaf: leaf[:size], sample.examples)
   key = jax.random.fold_in(jax.random.fold_in(carry.state.key, _STREAM), carry.state.step)
-  state = carry.state
-  cosine = _cosine(loss_fn)(state.params, state.model_state, part, weights[:size], mask[:size], key)
+  cosine = _cosine(loss_fn)(*carry.evaluated(), part, weights[:size], mask[:size], key)
   numbers = [float(number) if mask.any() else np.nan for number in (*found, cosine)]
   return {
     name: number if np.isfinite(number) else None
@@ -74,14 +83,19 @@ def measure(
 
 
 def advice(rows: Sequence[Mapping[str, Any]]) -> str | None:
-  """What to tell when the newest row of a run log shows that weights have stopped mattering.
+  """What to tell when the two newest rows of a run log show that weights hardly matter any more.
 
   Each run is told once.
   """
-  *earlier, row = rows
-  if any("advice" in other for other in earlier) or row.get("weight_ratio") is None:
+  newest = rows[-2:]
+  if any("advice" in row for row in rows) or len(newest) < 2:
     return None
-  return margins.advice(margins.WeightDiagnostics(*(row[name] for name in NAMES[:-1])))
+  if any(row.get("weight_ratio") is None for row in newest):
+    return None
+  before, now = (
+    margins.advice(margins.WeightDiagnostics(*(row[name] for name in NAMES[:-1]))) for row in newest
+  )
+  return now if before else None
 
 
 _diagnose = jax.jit(margins.weight_diagnostics)

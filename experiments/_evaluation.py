@@ -20,6 +20,7 @@ class Predictions(NamedTuple):
   classes: np.ndarray  # [examples] integers, the most probable ones
   losses: np.ndarray  # [examples] of the labels given, nats
   margins: np.ndarray  # [examples] of the labels given
+  gaps: np.ndarray  # [examples] by how much the largest logit is above the second
 
 
 Predict = Callable[[Params, Any, Batch], Predictions]
@@ -29,10 +30,11 @@ def make_predictor(eval_loss_fn: PerExampleLoss) -> Predict:
   """The predictions for a whole set, as `padded` makes it; padding is left out."""
 
   @jax.jit
-  def evaluate(params: Params, model_state: Any, batch: Batch) -> tuple[Array, Array, Array]:
+  def evaluate(params: Params, model_state: Any, batch: Batch) -> tuple[Array, ...]:
     outputs = eval_loss_fn(params, model_state, batch, None)
     margins = rw.margins.output_margins(outputs.logits, batch.labels)
-    return jnp.argmax(outputs.logits, -1), outputs.losses, margins
+    first, second = jax.lax.top_k(outputs.logits, 2)[0].T
+    return jnp.argmax(outputs.logits, -1), outputs.losses, margins, first - second
 
   def predict(params: Params, model_state: Any, examples: Batch) -> Predictions:
     total = examples.mask.shape[0]

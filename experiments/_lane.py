@@ -35,7 +35,7 @@ class Phase(NamedTuple):
   balanced_from: int | None = None  # the step of the phase from which batches balance the classes
   meta_every: int = 1  # steps between meta batches; above 1 the state keeps the meta direction
   note: str = ""  # what is to be told of it
-  is_tail_exponential: bool = True  # of the loss: its weights are offsets of margins
+  has_offsets: bool = False  # the weights are offsets of margins, fixed ones
   kept: np.ndarray | None = None  # positions to draw from; None: all of the source
 
   def positions(self, task: Task) -> np.ndarray:
@@ -166,7 +166,8 @@ def next_phase(phase: Phase, carry: _steps.Carry, schedule: Schedule) -> _steps.
 
 def make_row(lane: Lane, setup: Setup) -> dict[str, Any]:
   params, model_state = lane.carry.evaluated()
-  test = setup.predict(params, model_state, setup.test).classes
+  on_test = setup.predict(params, model_state, setup.test)
+  test = on_test.classes
   on_validation = None
   if lane.validation is not None:
     predicted = setup.predict(params, model_state, lane.validation).classes
@@ -175,7 +176,7 @@ def make_row(lane: Lane, setup: Setup) -> dict[str, Any]:
   diagnostics, phase = {}, last_phase(lane)
   if phase.source == "train":  # the others keep no ledger
     diagnostics = _diagnostics.measure(
-      lane.sample, lane.carry, setup.predict, phase.loss_fn, setup.schedule.batch_size
+      lane.sample, lane.carry, on_test.gaps, setup.predict, phase.loss_fn, setup.schedule.batch_size
     )
   return {
     "step": lane.done,

@@ -247,6 +247,15 @@ ON_UNIT_MARGIN = frozenset(
 )
 """The rules whose base loss is the unit margin."""
 
+FIXED = frozenset(
+  {
+    *("class_balanced", "class_weights", "importance_ratio", "inverse_frequency"),
+    *("just_train_twice", "label_shift"),
+  }
+)
+"""The rules whose weights are given before the run and stay."""
+FIXED_OR_SHAPING = FIXED | {"clip", "mix_with_uniform", "normalize", "rectify", "uniform"}
+
 IN_NATS = frozenset({"reducible_loss", "self_paced", "self_paced_mixture", "super_loss"})
 """The rules whose numbers are losses in nats, those of cross-entropy."""
 

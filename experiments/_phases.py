@@ -72,6 +72,9 @@ def make_phases(
     )
   _check_sizes(config.rule_options, names, task.num_classes)
   loss_fn = _loss_fn(config, model, recipe, task)
+  # Where weights follow the loss, or labels are soft, the regimes of fixed weights say nothing.
+  is_plain = loss_fn is model.loss_fn and not (config.mixup or config.label_smoothing)
+  has_offsets = is_plain and bool(_methods.FIXED & names) and names <= _methods.FIXED_OR_SHAPING
   uses_meta_batch = bool(_methods.NEEDS_META_BATCH & names)
   route, note = _meta.route(config, loss_fn, model, dataset)
   options = _steps.StepOptions(
@@ -124,7 +127,7 @@ def make_phases(
       meta_every=every,
       note=note,
       kept=kept,
-      is_tail_exponential=loss_fn is not model.margin_loss_fn,
+      has_offsets=has_offsets,
     )
 
   num_steps = config.num_steps(len(task.train))

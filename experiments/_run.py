@@ -159,7 +159,7 @@ def _evaluate_and_save(group: list[Lane], setup: Setup) -> None:
       row = _lane.make_row(lane, setup)
       rows = [*lane.rows, row]
       told = {"warning": _collapse.warning(rows, lane.run.task.num_classes)}
-      if _lane.last_phase(lane).is_tail_exponential:
+      if _lane.last_phase(lane).has_offsets:
         told["advice"] = _diagnostics.advice(rows)
       for name, text in told.items():
         if text:

@@ -5,6 +5,9 @@ of jit too. `diagnostics` says whether weights still matter.
 """
 
 from reweight_jax.margins.diagnostics import (
+  EVEN,
+  FITTED,
+  IDLE,
   BoundTerms,
   WeightDiagnostics,
   advice,
@@ -29,6 +32,9 @@ from reweight_jax.margins.separator import (
 )
 
 __all__ = [
+  "EVEN",
+  "FITTED",
+  "IDLE",
   "BoundTerms",
   "Separator",
   "WeightDiagnostics",
