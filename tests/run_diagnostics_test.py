@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import _diagnostics
+import reweight_jax as rw
+from experiments import _diagnostics, _model
 from experiments._rule_options import RuleOptions
 from tests import runs
 
@@ -91,6 +92,19 @@ class NumbersTest(runs.RunTestCase):
     nothing = np.zeros(len(task.labels))
     row = self.measure(carry, sample, nothing, nothing.astype(int))
     self.assertEqual(row, dict.fromkeys(_diagnostics.NAMES))
+
+  def test_the_two_gradients_cost_less_than_two_plain_steps(self):
+    model = _model.make_model("mlp", 10, None)
+    images, key = np.zeros((100, 8, 8, 1), np.uint8), jax.random.key(0)
+    params, model_state = jax.eval_shape(model.init, key, images[:2])
+    batch, ones = rw.types.make_batch(images, np.zeros(100, int)), np.ones(100, np.float32)
+    cosine = _diagnostics._cosine(model.loss_fn).lower(
+      params, model_state, batch, ones, ones > 0, key
+    )
+    losses = lambda params: model.loss_fn(params, model_state, batch, key).losses.mean()
+    plain = jax.jit(jax.value_and_grad(losses)).lower(params)
+    flops = [program.cost_analysis()["flops"] for program in (cosine, plain)]
+    self.assertBetween(flops[0] / flops[1], 1.3, 2)
 
   def begun(self):
     run = self.make_run("run", CONFIG)
