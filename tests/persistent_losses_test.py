@@ -284,13 +284,15 @@ class PersistenceTest(parameterized.TestCase):
   def boundary(self, loss, ratio, norm):
     """-b / a of the best a x + b of a length, x = +1 of class 0 (weight `ratio`), x = -1 of 1.
 
-    Tries angles, all of which have both points on their side, first coarsely and then finely.
+    Tries angles, all of which have both points on their side, first coarsely and then finely. The
+    loss is of margins, or a pair of such, for each of the classes.
     """
+    first, second = loss if isinstance(loss, list) else (loss, loss)
     low, high = -np.pi / 4, np.pi / 4
     for _ in range(2):
       angles = np.linspace(low, high, 20_001)[1:-1]
       a, b = norm * np.cos(angles), norm * np.sin(angles)
-      best = int(np.argmin(ratio * loss(a + b) + loss(a - b)))
+      best = int(np.argmin(ratio * first(a + b) + second(a - b)))
       low, high = angles[max(best - 1, 0)], angles[min(best + 1, len(angles) - 1)]
     return -np.tan(angles[best])
 
@@ -312,6 +314,25 @@ class PersistenceTest(parameterized.TestCase):
       found = self.boundary(lambda margins: np.log1p(np.exp(-margins)), ratio, norm)
       # R e^-(a+b) = e^-(a-b): b is log(R) / 2, and a tends to the norm.
       self.assertAlmostEqual(found, -np.log(ratio) / (2 * norm), delta=0.02 * 40 / norm)
+
+  def test_with_two_classes_a_scale_of_the_label_stays_and_scales_of_the_logits_do_not(self):
+    scales, margins = jnp.array([0.25, 1.0]), np.linspace(-3, 20, 24)
+    of_label = lambda logits, label: losses.softmax_cross_entropy(scales[label] * logits, label)
+    of_logits = losses.vector_scaling([0.25, 1.0])
+    logits = np.stack([margins, -margins], 1) / 2
+    found = jax.jit(
+      lambda: [
+        jax.vmap(loss, (0, None))(sign * logits, label)
+        for loss in (of_label, of_logits)
+        for label, sign in ((0, 1), (1, -1))
+      ]
+    )()
+    # (a + b) / 4 = a - b, so b / a = 3 / 5; in the other both margins are (1/4 + 1) / 2 of m.
+    for pair, slopes, limit in ((found[:2], (0.25, 1), -3 / 5), (found[2:], (0.625,) * 2, 0)):
+      formulas = [lambda m, slope=slope: np.log1p(np.exp(-slope * m)) for slope in slopes]
+      for values, formula in zip(pair, formulas, strict=True):
+        np.testing.assert_allclose(values, formula(margins), rtol=1e-6)
+      self.assertAlmostEqual(self.boundary(formulas, 1.0, 600.0), limit, delta=0.005)
 
   @parameterized.parameters((2, 1.0), (3, 8 / 7))
   def test_scales_stay_from_three_classes_on_and_shifts_fade(self, num_classes, limit):
@@ -342,6 +363,13 @@ class PersistenceTest(parameterized.TestCase):
     self.assertLess(late[0] - late[1], 2 * np.log(100))
     self.assertGreater(early[0] / early[1], 4)
     self.assertLess(late[0] / late[1], 1.8)
+
+
+class LabelsOutOfRangeTest(absltest.TestCase):
+  def test_the_margin_is_that_of_the_nearest_class(self):
+    margin_of = persistent.ldam_margins("ldam", [16, 1, 1], 0.5)
+    found = margin_of(jnp.array([-2, -1, 0, 1, 9]), jnp.float32)
+    np.testing.assert_array_equal(found, [0.25, 0.25, 0.25, 0.5, 0.5])  # -1 is not the last class
 
 
 class ErrorsTest(parameterized.TestCase):

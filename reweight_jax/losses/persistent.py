@@ -101,7 +101,9 @@ def vector_scaling(scales: Sequence[float], shifts: Sequence[float] | None = Non
   Edge cases: scales are what persists; a rare class wants a smaller one, so that its logit must
   grow larger. Early in training such a scale slows its class down, and shifts make up for it. With
   two classes, each with a logit of its own, both margins are scaled alike and the boundary is that
-  of cross-entropy in the limit; the more classes, the more the rare one gains.
+  of cross-entropy in the limit; the more classes, the more the rare one gains. What persists with
+  two is a scale of the label's class on both logits, :math:`\log(1 + e^{-s_y m})`: the loss
+  ``lambda logits, label: softmax_cross_entropy(scales[label] * logits, label)``, `scales` an array.
 
   Args:
     scales: :math:`\Delta_c`, one number > 0 for each class.
@@ -160,7 +162,7 @@ def vector_scaling_for(counts: Sequence[int], gamma: float, tau: float) -> Loss:
   Raises:
     ValueError: if a number is out of range; for a count it names the class.
 
-  Source: Kini et al. 2021, arXiv 2103.01550, the VS-loss as their experiments parametrize it.
+  Source: after Kini et al. 2021, arXiv 2103.01550, the VS-loss, with its two numbers from memory.
 
   Example:
     >>> loss = vector_scaling_for([30, 10], gamma=0.0, tau=0.0)
