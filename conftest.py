@@ -1,5 +1,6 @@
 """Names that docstring examples use without importing them, and the laws of the test run."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -15,7 +16,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import jax
+import jax._src.interpreters.pxla
+import jax._src.pjit
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -24,8 +29,28 @@ import pytest
 import reweight_jax as rw
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Commands keep compiled programs in a folder of the user: tests neither take nor leave any there.
+jax.config.update("jax_enable_compilation_cache", False)
 # Tests compile thousands of small programs and run each once: compile fast rather than well.
 jax.config.update("jax_disable_most_optimizations", True)
+# Each is kept as text too, and the more of these there are, the longer a further one takes: after a
+# thousand twice as long. Names of JAX's own; a version without one of them is slower there.
+_TEXTS = (
+  (jax._src.pjit, "_pjit_lower"),
+  (jax._src.interpreters.pxla, "_cached_lowering_to_hlo"),
+  (jax._src.interpreters.pxla, "_cached_compilation"),
+)
+# Programs are many long-lived objects, in which there is little garbage to look for.
+gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_texts_of_programs() -> Iterator[None]:
+  """The programs themselves stay, for the tests of other files."""
+  yield
+  for module, name in _TEXTS:
+    if cache := getattr(module, name, None):
+      cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)
