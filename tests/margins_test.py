@@ -1,10 +1,13 @@
 """Margins of nets, the limit of linear models, and the way there."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
+from scipy import optimize
 from sklearn import svm
 
 import reweight_jax as rw
@@ -46,8 +49,31 @@ class MaxMarginTest(parameterized.TestCase):
       found = margins.max_margin(unit * rows)
       self.assertAlmostEqual(found.margin / unit, margins.max_margin(rows).margin, places=6)
 
+  @parameterized.parameters(1e-5, 1e-8)
+  def test_margins_far_smaller_than_the_examples_are_found(self, height):
+    # Least |theta| with x theta_x + height theta_y >= 1 for x = -1 and 1, and more for the others.
+    rows = [[1.0, height], [-1.0, height], [0.5, 3 * height], [-0.7, 2 * height]]
+    found = margins.max_margin(rows)
+    np.testing.assert_allclose(found.direction, [0, 1], atol=1e-6 * height)
+    self.assertAlmostEqual(found.margin / height, 1, places=6)
+    np.testing.assert_allclose(found.dual, [0.5, 0.5, 0, 0], atol=1e-6)
+
+  def test_margins_that_float64_does_not_resolve_are_refused_as_such(self):
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(60, 5)), 1e-11 * rng.uniform(1, 2, (60, 1))], axis=1)
+    rows = rows @ np.linalg.qr(rng.normal(size=(6, 6)))[0]  # no axis along which they are exact
+    with self.assertRaisesRegex(ValueError, "at least 1e-8 of the longest row, got .* Scale"):
+      margins.max_margin(rows)
+
+  def test_what_the_solver_calls_best_is_not_taken_on_trust(self):
+    shares = np.array([0.5, 0.5]), 0.0
+    self.enter_context(absltest.mock.patch.object(optimize, "nnls", return_value=shares))
+    with self.assertRaisesRegex(ValueError, "at least 1e-8"):
+      margins.max_margin([[2.0, 0.0], [2.0, 3.0]])
+
   @parameterized.parameters(
     ([[1.0, 0.0], [-1.0, 0.0]], "separates, got the smallest margin"),
+    ([[1.0, 0.0], [-1.0, 1.0], [0.5, -2.0]], "separates, got the smallest margin"),
     ([[0.0, 0.0]], "separates, got the smallest margin 0"),
     ([[1.0, float("nan")]], "finite numbers, got others in example 0"),
     ([1.0, 2.0], r"\[examples, features\], got shape \(2,\)"),
@@ -77,6 +103,21 @@ class SeparablePartTest(parameterized.TestCase):
     rows = _separable(1)
     self.assertTrue(margins.separable_part(rows).all())
     self.assertFalse(margins.separable_part(np.concatenate([rows, -rows])).any())
+
+  def test_a_solver_that_gives_up_is_one_line(self):
+    gave_up = optimize.OptimizeResult(x=None, status=4, message="hard\nnumbers")
+    self.enter_context(absltest.mock.patch.object(optimize, "linprog", return_value=gave_up))
+    with self.assertRaisesRegex(RuntimeError, r"3 rows .*\(status 4: hard numbers\)\. Scale"):
+      margins.separable_part(np.eye(3))
+
+  def test_thousands_of_examples_need_no_square_table(self):
+    rows = np.stack([np.linspace(-1, 1, 4000), np.ones(4000)], axis=1)
+    tracemalloc.start()
+    found = margins.separable_part(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    self.assertTrue(found.all())
+    self.assertLess(peak, 2e7)  # of 4000 x 4000 numbers: 1.28e8
 
 
 class SignedRowsTest(parameterized.TestCase):
@@ -120,6 +161,13 @@ class NormalizedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "got L from .* Biases"):
       margins.homogeneity_degree(net, {"kernel": 1.0, "bias": 1.0})
 
+  def test_biases_of_zero_are_not_seen(self):
+    net = lambda p: jax.nn.relu(p["first"] * 3.0) * p["last"] + p["bias"]
+    params = {"first": 1.0, "last": np.array([1.0, 4.0], np.float32)}
+    self.assertEqual(margins.homogeneity_degree(net, {**params, "bias": np.float32(0)}), 2)
+    with self.assertRaisesRegex(ValueError, "got L from .* Biases"):
+      margins.homogeneity_degree(net, {**params, "bias": np.float32(0.1)})
+
   @parameterized.parameters("logistic", "exponential")
   def test_the_log_objective_is_the_logarithm_of_the_mean_loss(self, tail):
     rng = np.random.default_rng(1)
@@ -136,14 +184,26 @@ class NormalizedTest(parameterized.TestCase):
         -weights * slope / np.sum(weights * losses),
         rtol=1e-5,
       )
+    values = np.array([-9, 3.5, 4.5, 9, 14.5, 15.5, 30])
+    of_one = jax.jit(jax.vmap(lambda m: margins.log_objective(m[None], jnp.ones(1), tail=tail)))
+    losses = np.log1p(np.exp(-values)) if tail == "logistic" else np.exp(-values)
+    np.testing.assert_allclose(of_one(jnp.asarray(values)), np.log(losses), rtol=1e-6)
     far = jax.grad(lambda m: margins.log_objective(m, jnp.ones(2), tail=tail))
     np.testing.assert_allclose(far(jnp.array([3000.0, 3000.0])), [-0.5, -0.5])
 
   @parameterized.parameters("logistic", "exponential")
   def test_the_smoothed_margin_inverts_the_loss(self, tail):
-    for value in (-20.0, -1.0, 0.3, 9.0, 11.0, 40.0, 4000.0):
-      found = margins.smoothed_margin(jnp.array([value]), jnp.ones(1), tail=tail)
-      np.testing.assert_allclose(found, value, rtol=2e-5)
+    smoothed = jax.jit(jax.vmap(lambda *args: margins.smoothed_margin(*args, tail=tail)))
+    values = np.array([-20, -1, 0.3, 9, 11, 40, 4000])
+    alone = np.stack([values, 0 * values], 1), np.tile([1.0, 0.0], (len(values), 1))
+    np.testing.assert_allclose(smoothed(*map(jnp.asarray, alone)), values, rtol=2e-5)
+    # Sums of two losses of about exp(-10), to either side of where the inverse is expanded.
+    values = np.array([[10.2, 10.9], [10.9, 10.9], [10.1, 20.0], [9.0, 10.4]])
+    losses = np.log1p(np.exp(-values)) if tail == "logistic" else np.exp(-values)
+    total = losses.sum(1)
+    inverse = -np.log(np.expm1(total)) if tail == "logistic" else -np.log(total)
+    found = smoothed(jnp.asarray(values), jnp.ones(values.shape))
+    np.testing.assert_allclose(found, inverse, rtol=1e-6)
     values = jnp.array([5.0, 3.0, 8.0])
     lower = margins.smoothed_margin(values, jnp.ones(3), tail=tail)
     self.assertLess(lower, 3)

@@ -54,8 +54,8 @@ def normalized_margins(margins: Array, params: Params, degree: ScalarLike) -> Ar
   Returns:
     `[batch]`.
 
-  Source: Lyu and Li, "Gradient Descent Maximizes the Margin of Homogeneous Neural Networks", 2020,
-    arXiv 1906.05890.
+  Source: after Lyu and Li, "Gradient Descent Maximizes the Margin of Homogeneous Neural Networks",
+    2020, arXiv 1906.05890, from memory.
 
   Example:
     >>> print(normalized_margins(jnp.array([10.0, 5.0]), {"kernel": jnp.array([3.0, 4.0])}, 1))
@@ -86,8 +86,8 @@ def log_objective(margins: Array, weights: Array, *, tail: str = "logistic") -> 
   Raises:
     ValueError: if `tail` is none of the two.
 
-  Source: Lyu and Li 2020, arXiv 1906.05890 (loss-normalized steps); the logarithm is taken term by
-    term here.
+  Source: the definition, its logarithm taken term by term; loss-normalized steps after Lyu and Li
+    2020, arXiv 1906.05890, from memory.
 
   Example:
     >>> print(log_objective(jnp.array([2000.0, 2000.0]), jnp.array([1.0, 3.0])))
@@ -104,7 +104,8 @@ def smoothed_margin(margins: Array, weights: Array, *, tail: str = "logistic") -
 
   :math:`\ell^{-1}(\sum_i w_i \ell(m_i))`: a smooth lower bound of the smallest margin for weights
   of at least 1, and near it where margins are large. Divide by :math:`\lVert\theta\rVert^L` for the
-  smoothed normalized margin, which descent in small steps never lowers once the data are separated.
+  smoothed normalized margin, which descent in small enough steps is said not to lower once the data
+  are separated (steps that are not small do: the study `homogeneous_mlp`).
 
   Args:
     margins: as in `log_objective`.
@@ -117,7 +118,7 @@ def smoothed_margin(margins: Array, weights: Array, *, tail: str = "logistic") -
   Raises:
     ValueError: if `tail` is none of the two.
 
-  Source: Lyu and Li 2020, arXiv 1906.05890, the smoothed normalized margin.
+  Source: after Lyu and Li 2020, arXiv 1906.05890, from memory.
 
   Example:
     >>> print(smoothed_margin(jnp.array([3.0]), jnp.ones(1)).round(4))
@@ -137,12 +138,15 @@ def homogeneity_degree(
 ) -> float:
   r"""The L with :math:`f(c\,\theta) = c^L f(\theta)`, found by scaling the parameters.
 
-  Layers of ReLU without biases add one each. Biases, normalization layers and other activations
-  break it, and with it the theory of `normalized_margins`.
+  Layers of ReLU without biases add one each. Biases after the first layer, normalization layers
+  and other activations break it, and with it the theory of `normalized_margins`.
+
+  Edge cases: biases and shifts that are exactly 0, as most layers start with, are not seen. So look
+  at trained parameters.
 
   Args:
     function: from parameters to an array, such as a net's logits at some inputs.
-    params: pytree, where to look; not all 0.
+    params: pytree, where to look; trained, not all 0.
     tolerance: by how much L may differ between the entries of the result.
 
   Returns:
