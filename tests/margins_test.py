@@ -51,12 +51,15 @@ class MaxMarginTest(parameterized.TestCase):
 
   @parameterized.parameters(1e-5, 1e-8)
   def test_margins_far_smaller_than_the_examples_are_found(self, height):
-    # Least |theta| with x theta_x + height theta_y >= 1 for x = -1 and 1, and more for the others.
-    rows = [[1.0, height], [-1.0, height], [0.5, 3 * height], [-0.7, 2 * height]]
+    rng = np.random.default_rng(0)
+    # All of one height or more over a plane, the nearest on all sides of its middle, and turned.
+    heights = height * np.repeat([1, 2], 20)
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    rows = np.concatenate([rng.normal(size=(40, 3)), heights[:, None]], axis=1) @ turn
     found = margins.max_margin(rows)
-    np.testing.assert_allclose(found.direction, [0, 1], atol=1e-6 * height)
-    self.assertAlmostEqual(found.margin / height, 1, places=6)
-    np.testing.assert_allclose(found.dual, [0.5, 0.5, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(found.direction, turn[3], atol=1e-6 * height + 1e-12)
+    self.assertAlmostEqual(found.margin / height, 1, places=5)
+    np.testing.assert_array_equal(found.dual[20:], 0)
 
   def test_margins_that_float64_does_not_resolve_are_refused_as_such(self):
     rng = np.random.default_rng(0)
