@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from matplotlib.figure import Figure
 
@@ -62,10 +63,17 @@ class CommandTest(commands.CommandTestCase):
   def test_what_does_not_go_together_is_one_line(self, pattern, *argv):
     self.assert_refused(pattern, *argv)
 
+  def test_a_net_and_scalars_train_and_the_net_leaves_its_curve(self):
+    self._check_methods("class_aware_weight_net", "lilaw")
+
+  @pytest.mark.long
   def test_each_method_trains_and_the_nets_leave_their_curve(self):
+    self._check_methods(*LEARNED)
+
+  def _check_methods(self, *methods):
     argv = ("--steps=2", "--nopictures", "--eval_every=2", "--noise=symmetric")
-    stdout = self.command(f"--method={','.join(LEARNED)}", *argv)
-    for method in LEARNED:
+    stdout = self.command(f"--method={','.join(methods)}", *argv)
+    for method in methods:
       self.assertIn(f"| {method} | ", stdout)
       curve = self.workdir / method / "seed_0" / _weight_curve.FILE
       self.assertEqual(curve.exists(), "net" in method)

@@ -11,7 +11,14 @@ from tests import processes
 
 
 class StopTest(processes.ProcessTestCase):
-  def test_a_run_that_was_stopped_in_three_ways_ends_bit_for_bit_as_an_undisturbed_one(self):
+  def test_a_run_out_of_space_and_then_killed_ends_bit_for_bit_as_an_undisturbed_one(self):
+    self._check(is_terminated=False)
+
+  @pytest.mark.long
+  def test_terminated_in_between_too(self):
+    self._check(is_terminated=True)
+
+  def _check(self, is_terminated):
     with self.subTest("no space left is one line and status 1"):
       # A limit on the size of a file stands for a full disk: 10 kB, smaller than a checkpoint.
       limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -24,11 +31,12 @@ class StopTest(processes.ProcessTestCase):
         stderr, r"\Aerror: cannot write a checkpoint to .*; once there is space .* goes on .*\n\Z"
       )
       self.assertEqual(status, 1)
-    with self.subTest("SIGTERM is one line and status 143"):
-      terminated = self.start("stopped")
-      stderr = self.stop(terminated, signal.SIGTERM, "stopped")
-      self.assertRegex(stderr, r"\Aerror: stopped by SIGTERM at step \d+ of .*from there\n\Z")
-      self.assertEqual(terminated.returncode, 143)
+    if is_terminated:
+      with self.subTest("SIGTERM is one line and status 143"):
+        terminated = self.start("stopped")
+        stderr = self.stop(terminated, signal.SIGTERM, "stopped")
+        self.assertRegex(stderr, r"\Aerror: stopped by SIGTERM at step \d+ of .*from there\n\Z")
+        self.assertEqual(terminated.returncode, 143)
     seconds = random.uniform(0, 0.3)  # any moment will do
     self.stop(self.start("stopped"), signal.SIGKILL, "stopped", seconds)
     for name in ("whole", "stopped"):
@@ -41,6 +49,7 @@ class StopTest(processes.ProcessTestCase):
 
 
 class HelpTest(processes.ProcessTestCase):
+  @pytest.mark.long
   def test_a_bad_flag_is_one_line(self):
     workdir = self.root / "work"
     bad = processes.start("--metod=ce", f"--workdir={workdir}")
