@@ -232,7 +232,9 @@ class DescentTest(absltest.TestCase):
       rows[i, :size, :features] = _separable(i, size, features)
       found = margins.max_margin(rows[i, :size, :features])
       least[i], limit[i, :size] = found.margin, found.dual
-      weights[i, :size] = rng.dirichlet(np.full(size, 0.5)) + 1e-6
+      nearness = rng.uniform()  # to the dual, at which the bound is 0
+      drawn = rng.dirichlet(np.full(size, 0.5)) + 1e-6
+      weights[i, :size] = nearness * found.dual + (1 - nearness) * drawn
     weights /= weights.sum(1, keepdims=True)
     step_sizes = 1 / np.abs(rows @ rows.transpose(0, 2, 1)).max((1, 2))
     carries = limit > 0
