@@ -46,24 +46,31 @@ def random_batch(
 ) -> rw.types.Batch:
   """Images 6x6x2, labels 0, 1, 2, 0, ..., the last `num_padding` examples padding."""
   inputs = jnp.asarray(np.random.default_rng(seed).normal(size=(size, 6, 6, 2)), dtype)
-  mask = jnp.arange(size) < size - num_padding
-  return rw.types.make_batch(inputs, jnp.arange(size) % 3, mask=mask)
+  index = np.arange(size, dtype=np.int32)
+  mask = jnp.asarray(index < size - num_padding)
+  return rw.types.make_batch(inputs, jnp.asarray(index % 3), mask=mask)
 
 
-def random_like(tree: Any, seed: int) -> Any:
-  """Standard normal arrays of the shapes and dtypes of a tree, by NumPy: nothing to compile."""
+def random_like(tree: Any, seed: int, scale: float = 1.0) -> Any:
+  """Normal arrays of the shapes and dtypes of a tree, by NumPy: nothing to compile."""
   rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree)
+  draw = lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+  return jax.tree.map(draw, tree)
+
+
+def numpy_map(function: Any, *trees: Any) -> Any:
+  """`jax.tree.map` over NumPy arrays, whose arithmetic is not compiled for each shape."""
+  return jax.tree.map(lambda *leaves: function(*map(np.asarray, leaves)), *trees)
 
 
 @functools.cache
 def make(name: str, dtype: Any = jnp.float32) -> tuple[Any, Any, Any]:
   """`(loss_fn, params, model_state)` of a net of `NETS`, its params random."""
   net = NETS[name]
-  params, state = init_shapes(net, jnp.zeros((2, 6, 6, 2), dtype))
-  params = jax.tree.map(lambda leaf: leaf / 2, random_like(params, seed=0))
-  state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), state)
-  params, state = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, state))
+  params, state = init_shapes(net, jax.ShapeDtypeStruct((2, 6, 6, 2), dtype))
+  given = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)
+  params = random_like(jax.tree.map(given, params), seed=0, scale=0.5)
+  state = jax.tree.map(lambda leaf: jnp.asarray(np.ones(leaf.shape), dtype), state)
   return rw.losses.from_apply(linen_apply(net)), params, state
 
 
