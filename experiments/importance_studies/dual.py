@@ -21,6 +21,7 @@ from experiments.importance_studies.finding import (
 from reweight_jax import margins
 
 WIDTHS = (2, 5, 20)
+MOST = 24  # examples of the problems of the inequality
 SEEDS = tuple(range(8))
 TIMES = (100, 1000, 10_000, 100_000)
 SCHEMES = ("dual", "hard first", "uniform", "easy first")
@@ -34,43 +35,46 @@ def problem(seed: int, num_examples: int, width: int) -> np.ndarray:
 
 
 def divergence(dual: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """KL(dual || weights) in nats over the last axis; terms of dual 0 are 0."""
-  return np.where(dual > 0, dual * np.log(np.where(dual > 0, dual, 1) / weights), 0).sum(-1)
+  """KL(dual || weights) in nats over the last axis; terms of dual 0 are 0, whatever the weight."""
+  ratios = np.where(dual > 0, dual, 1) / np.where(dual > 0, weights, 1)
+  return (dual * np.log(ratios)).sum(-1)
 
 
 def gaps_over_bounds(
-  num_problems: int, num_weightings: int, num_steps: int, widths: Sequence[int] = WIDTHS
+  num_problems: int, num_steps: int, widths: Sequence[int] = WIDTHS
 ) -> np.ndarray:
-  """The gap to the largest margin over its bound, `[widths, weightings, problems, steps]`.
+  """The gap to the largest margin over its bound, `[widths, problems, steps]`.
 
-  The gap is |Z^T q_t|^2 / 2 - margin^2 / 2 on the way of loss-normalized descent, the bound
-  KL(dual || weights) / (step size x t).
+  Each problem has examples of its own, 3 to 24, and weights of its own. The gap is |Z^T q_t|^2 / 2
+  - margin^2 / 2 on the way of loss-normalized descent, the bound KL(dual || weights) / (step size x
+  t).
   """
   rng = np.random.default_rng(0)
-  descend = jax.jit(
-    jax.vmap(
-      lambda rows, weights, size: margins.loss_normalized_descent(
-        rows, weights, num_steps=num_steps, step_size=size
-      )[1]
-    )
-  )
+
+  def lengths(rows: Any, weights: Any, size: Any) -> Any:
+    q = margins.loss_normalized_descent(rows, weights, num_steps=num_steps, step_size=size)[1]
+    return jnp.square(q[1:] @ rows).sum(1)
+
+  descend = jax.jit(jax.vmap(lengths))
   found = []
-  with jax.enable_x64(True):
-    for width in widths:
-      rows = np.stack([problem(1000 * width + i, 12, width) for i in range(num_problems)])
-      limits = [margins.max_margin(one) for one in rows]
-      least = np.array([limit.margin for limit in limits])[:, None]
-      duals = np.stack([limit.dual for limit in limits])
-      sizes = 1 / np.abs(rows @ rows.transpose(0, 2, 1)).max((1, 2))
-      for _ in range(num_weightings):
-        weights = rng.dirichlet(np.full(12, 0.5), size=num_problems) + 1e-6
-        weights /= weights.sum(-1, keepdims=True)
-        q = np.asarray(descend(*map(jnp.asarray, (rows, weights, sizes))))[:, 1:]
-        gaps = (np.square(np.einsum("ptn,pnd->ptd", q, rows)).sum(-1) - least**2) / 2
-        bounds = divergence(duals, weights) / sizes
-        # 1e-12: rounding of two numbers of size 1 that are subtracted.
-        found.append((gaps - 1e-12) / (bounds[:, None] / np.arange(1, num_steps + 1)))
-  return np.reshape(found, (len(widths), num_weightings, num_problems, num_steps))
+  for width in widths:
+    rows = np.zeros((num_problems, MOST, width))  # filled up with rows of 0 that have no weight
+    weights, duals = np.zeros((2, num_problems, MOST))
+    least = np.zeros((num_problems, 1))
+    for i, size in enumerate(rng.integers(3, MOST + 1, size=num_problems)):
+      rows[i, :size] = problem(10_000 * width + i, size, width)
+      limit = margins.max_margin(rows[i, :size])
+      least[i], duals[i, :size] = limit.margin, limit.dual
+      weights[i, :size] = rng.dirichlet(np.full(size, 0.5)) + 1e-6
+    weights /= weights.sum(-1, keepdims=True)
+    sizes = 1 / np.abs(rows @ rows.transpose(0, 2, 1)).max((1, 2))
+    with jax.enable_x64(True):
+      path = np.asarray(descend(*map(jnp.asarray, (rows, weights, sizes))))
+    bounds = divergence(duals, weights) / sizes
+    # 1e-12: rounding of two numbers of size 1 that are subtracted.
+    gaps = (path - least**2) / 2 - 1e-12
+    found.append(gaps / (bounds[:, None] / np.arange(1, num_steps + 1)))
+  return np.stack(found)
 
 
 def margin_ratios(problems: Sequence[np.ndarray], times: Sequence[int]) -> dict[str, np.ndarray]:
@@ -116,27 +120,28 @@ def _ratios(
 
 def dual_and_kl() -> Finding:
   """Weights like the dual get to the largest margin soonest, within an exact bound."""
-  over = gaps_over_bounds(40, 25, 300)
+  over = gaps_over_bounds(1000, 300)
   problems = [problem(100 + seed, 60, 2) for seed in SEEDS]
   ratios = margin_ratios(problems, TIMES)
   median = {name: np.median(ratio, axis=1) for name, ratio in ratios.items()}
-  violations = int((over > 1 + 1e-9).sum())
+  violations, num_problems = int((over > 1 + 1e-9).any(-1).sum()), over[..., 0].size
   # Rank correlation of the KL with the gap after 10 steps, problem by problem: does it tell speed?
   speed = rank_correlations(8, 60, 10)
   checks: list[Check] = [
-    at_most(f"violations of the inequality, of {over.size:,}", violations, 0),
+    at_most(f"problems of {num_problems:,} with a violation of the inequality", violations, 0),
     at_least("the gap over its bound, greatest: the bound is no idle one", over.max(), 0.05),
     at_least("dual weights at 1 % of the steps, margin over the largest", median["dual"][1], 0.98),
   ]
   for better, worse in itertools.pairwise(SCHEMES):
     gain = median[better][-1] - median[worse][-1]
-    checks.append(at_least(f"margin ratio at t = 1e5, {better} ahead of {worse}", gain, 0.0))
+    checks.append(at_least(f"margin ratio at t = 1e5, {better} ahead of {worse}", gain, 0.01))
 
   def draw(figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     steps = np.arange(1, over.shape[-1] + 1)
     for i, (name, q) in enumerate((("largest", 1.0), ("median", 0.5))):
-      left.plot(steps, np.quantile(over, q, axis=(0, 1, 2)), **style(i), label=f"{name} of 3000")
+      line = np.quantile(over, q, axis=(0, 1))
+      left.plot(steps, line, **style(i), label=f"{name} of {num_problems} problems")
     left.axhline(1, color="0.4", linewidth=1, label="the bound")
     left.set_xscale("log")
     left.set_yscale("log")
@@ -157,18 +162,20 @@ def dual_and_kl() -> Finding:
     "Weights act on the way: the more like the dual, the sooner the margin is large",
     "|Z^T q_T|^2 / 2 - margin^2 / 2 <= KL(dual || weights) / (eta T), always; at large T dual "
     "weights are ahead of hard first, hard first of uniform, uniform of easy first",
-    f"{violations} violations of {over.size:,}, greatest gap over bound {over.max():.2f}; margin "
+    f"{violations} violations in {num_problems:,} problems, greatest gap over bound "
+    f"{over.max():.2f}; margin "
     f"over the largest at t = 1e5, {', '.join(SCHEMES)}: "
     f"{words([line[-1] for line in median.values()])}. KL does not tell speed: rank correlation "
     f"with the gap after 10 steps {words(speed, '.2f')}",
     checks,
     {
+      "seeds": SEEDS,
       "times": TIMES,
       "margin_ratios": ratios,
       "violations": violations,
-      "inequalities": over.size,
-      "gap_over_bound_largest": over.max((0, 1, 2))[[0, 9, 99, -1]],
-      "gap_over_bound_median": np.median(over, (0, 1, 2))[[0, 9, 99, -1]],
+      "problems": num_problems,
+      "gap_over_bound_largest": over.max((0, 1))[[0, 9, 99, -1]],
+      "gap_over_bound_median": np.median(over, (0, 1))[[0, 9, 99, -1]],
       "kl_and_gap_rank_correlations": speed,
     },
     draw,
