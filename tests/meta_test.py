@@ -84,11 +84,11 @@ class RoutesTest(parameterized.TestCase):
     loss_fn, params, state, batch, meta_batch = _setting("mlp")
     grads = jax.jit(per_example.grads, static_argnums=0)
     rows = grads(loss_fn, params, state, batch)
-    mean_grad = jax.tree.map(
+    mean_grad = zoo.numpy_map(
       lambda leaf: leaf.mean(0, keepdims=True), grads(loss_fn, params, state, meta_batch)
     )
-    products = jax.tree.map(
-      lambda r, g: jnp.sum(r * g, axis=tuple(range(1, r.ndim))), rows, mean_grad
+    products = zoo.numpy_map(
+      lambda r, g: np.sum(r * g, axis=tuple(range(1, r.ndim))), rows, mean_grad
     )
     weights = example_weights(loss_fn, params, state, batch, meta_batch)
     np.testing.assert_allclose(weights, _paper_weights(-sum(jax.tree.leaves(products))), atol=1e-12)
@@ -117,24 +117,24 @@ class ExampleWeightsTest(parameterized.TestCase):
 
   def test_two_copies_of_an_example_get_equal_weights(self):
     loss_fn, params, state, batch, clean = _setting("mlp", jnp.float32)
-    batch = jax.tree.map(lambda leaf: leaf.at[1].set(leaf[0]), batch)
+    batch = zoo.numpy_map(lambda leaf: leaf[np.array([0, 0, 2, 3, 4, 5])], batch)
     weights = example_weights(loss_fn, params, state, batch, clean)
     np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
 
   @parameterized.parameters(*ROUTES)
   def test_permuting_the_batch_permutes_the_weights(self, route):
     loss_fn, params, state, batch, clean = _setting("batch_norm", jnp.float32)
-    order = jnp.array([3, 1, 5, 0, 2, 4])
+    order = np.array([3, 1, 5, 0, 2, 4])
     weights = example_weights(loss_fn, params, state, batch, clean, route=route)
-    permuted = jax.tree.map(lambda leaf: leaf[order], batch)
+    permuted = zoo.numpy_map(lambda leaf: leaf[order], batch)
     again = example_weights(loss_fn, params, state, permuted, clean, route=route)
     np.testing.assert_allclose(again, weights[order], atol=1e-6)
 
   @parameterized.parameters(*ROUTES)
   def test_padding_in_either_batch_changes_nothing(self, route):
     loss_fn, params, state, batch, clean = _setting("mlp", jnp.float32)
-    pad = lambda b: jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:2]]), b)._replace(
-      mask=jnp.concatenate([b.mask, jnp.zeros(2, bool)])
+    pad = lambda b: zoo.numpy_map(lambda leaf: np.concatenate([leaf, leaf[:2]]), b)._replace(
+      mask=np.append(b.mask, [False, False])
     )
     plain = example_weights(loss_fn, params, state, batch, clean, route=route)
     padded = example_weights(loss_fn, params, state, pad(batch), pad(clean), route=route)
@@ -153,7 +153,8 @@ class ExampleWeightsTest(parameterized.TestCase):
   def test_a_bfloat16_model_keeps_weights_in_float32(self):
     net = rw.models.MLP(num_classes=3, hidden=(8,), dtype=jnp.bfloat16)
     params, state = zoo.init_shapes(net, jnp.zeros((2, 6, 6, 2)))
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) / 4, zoo.random_like(params, 0))
+    half = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+    params = zoo.random_like(jax.tree.map(half, params), 0, scale=0.25)
     loss_fn = rw.losses.from_apply(rw.models.linen_apply(net))
     batch, clean = zoo.random_batch(1, 8), zoo.random_batch(2, 4)
     for route in ROUTES:
@@ -163,7 +164,7 @@ class ExampleWeightsTest(parameterized.TestCase):
 
   def test_running_averages_do_not_matter_and_are_not_touched(self):
     loss_fn, params, state, batch, clean = _setting("batch_norm", jnp.float32)
-    other = jax.tree.map(lambda leaf: leaf + 3, state)
+    other = zoo.numpy_map(lambda leaf: leaf + 3, state)
     weights = [example_weights(loss_fn, params, s, batch, clean) for s in (state, other)]
     chex.assert_trees_all_equal(*weights)
 
