@@ -21,6 +21,10 @@ OPTIMIZERS = {
   "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.01)),
 }
 
+example_weights = jax.jit(
+  meta.example_weights, static_argnums=0, static_argnames=("route", "virtual_optimizer")
+)
+
 
 def _setting(name):
   loss_fn, params, state = zoo.make(name, jnp.float64)
@@ -30,10 +34,15 @@ def _setting(name):
 
 def _after_steps(tx, params):
   """The state of an optimizer that has seen two gradients."""
-  state = tx.init(params)
-  for seed in (3, 4):
-    _, state = tx.update(zoo.random_like(params, seed), state, params)
-  return state
+
+  @jax.jit  # eagerly, every operation on every shape would be a program
+  def steps(params, *gradients):
+    state = tx.init(params)
+    for gradient in gradients:
+      _, state = tx.update(gradient, state, params)
+    return state
+
+  return steps(params, *(zoo.random_like(params, seed) for seed in (3, 4)))
 
 
 def _linear(x, y, weight_of_zero=0.0):
@@ -84,14 +93,17 @@ class OptimizerTest(parameterized.TestCase):
     for inputs in (np.insert(x, 1, 0.0, axis=1), x):
       loss_fn, params, batch = _linear(inputs, y, 0.2)
       _, _, trusted = _linear(inputs[:1] + 0.1 * (inputs[:1] != 0), y[:1])
-      linearized = per_example.linearize(loss_fn, params, (), batch)
-      objective = make_meta_objective(loss_fn, (), trusted, None)
-      at = jnp.full(3, 1 / 3)
-      state = tx.update(linearized.pull(at), tx.init(params), params)[1]
-      alignments.append(
-        meta.forward_alignment(linearized, objective, params, at, Virtual(tx, state))
-      )
-    self.assertGreater(float(np.abs(alignments[1]).min()), 0)
+
+      @jax.jit
+      def align(params, batch, trusted, loss_fn=loss_fn):
+        linearized = per_example.linearize(loss_fn, params, (), batch)
+        objective = make_meta_objective(loss_fn, (), trusted, None)
+        at = jnp.full(3, 1 / 3)
+        state = tx.update(linearized.pull(at), tx.init(params), params)[1]
+        return meta.forward_alignment(linearized, objective, params, at, Virtual(tx, state))
+
+      alignments.append(np.asarray(align(params, batch, trusted)))
+    self.assertGreater(np.abs(alignments[1]).min(), 0)
     np.testing.assert_allclose(*alignments, rtol=1e-5)
 
   @parameterized.parameters(
@@ -104,7 +116,7 @@ class OptimizerTest(parameterized.TestCase):
     loss_fn, params, batch = _linear(x, y, 0.2)
     _, _, trusted = _linear(x[:1], y[:1])
     plain, clipped = (
-      meta.example_weights(loss_fn, params, (), batch, trusted, route=route, virtual_optimizer=tx)
+      example_weights(loss_fn, params, (), batch, trusted, route=route, virtual_optimizer=tx)
       for route, tx in (("forward", None), ("nested", optax.chain(clip, optax.sgd(0.1))))
     )
     self.assertGreater(float(plain.max()), 0)
@@ -113,11 +125,16 @@ class OptimizerTest(parameterized.TestCase):
   def test_adam_from_a_fresh_state_at_weights_0_divides_by_its_epsilon(self):
     x, y = np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.3]]), np.array([1.0, -2.0, 0.5])
     loss_fn, params, batch = _linear(x, y, 0.2)
-    linearized = per_example.linearize(loss_fn, params, (), batch)
-    objective = make_meta_objective(loss_fn, (), batch, None)
-    plain = meta.forward_alignment(linearized, objective, params, None)
     adam = Virtual(optax.adam(0.1, eps=1e-3))
-    fresh = meta.forward_alignment(linearized, objective, params, None, adam)
+
+    @jax.jit
+    def align(params):
+      linearized = per_example.linearize(loss_fn, params, (), batch)
+      objective = make_meta_objective(loss_fn, (), batch, None)
+      alignment = lambda *rest: meta.forward_alignment(linearized, objective, params, None, *rest)
+      return alignment(), alignment(adam)
+
+    plain, fresh = map(np.asarray, align(params))
     np.testing.assert_allclose(fresh, plain * 0.1 / 1e-3, rtol=1e-4)
 
   def test_a_meta_loss_that_is_not_a_number_stays_one(self):
@@ -204,10 +221,10 @@ class StepsTest(parameterized.TestCase):
     loss_fn, params, batch = _linear([[1.0, 2.0], [0.5, -1.0]], [1.0, -2.0], 0.2)
     losses_of = lambda p: loss_fn(p, (), batch, None).losses
     objective = make_meta_objective(loss_fn, (), batch, None)
-    one, three = (
-      meta.nested_alignment(losses_of, objective, params, jnp.zeros(2), Virtual(num_steps=n))
-      for n in (1, 3)
+    align = lambda n: meta.nested_alignment(
+      losses_of, objective, params, jnp.zeros(2), Virtual(num_steps=n)
     )
+    one, three = map(np.asarray, jax.jit(lambda: (align(1), align(3)))())
     np.testing.assert_allclose(three, 3 * one, rtol=1e-6)
 
   def test_several_steps_are_refused_by_routes_that_have_one(self):
