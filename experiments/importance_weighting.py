@@ -4,9 +4,9 @@
     python -m experiments.importance_weighting --study=forgetting_law,weak_l2 --workdir=runs/two
 
 Every study prints its claim, what it predicts, what was measured and a verdict, which is computed
-from tolerances that stand in the study, and writes NAME.json with all numbers and NAME.png. What
-they show together: docs/importance_weighting.md. Seeds are fixed: 8 problems for linear models, 3
-for nets. The synthetic studies need no data, and two minutes of one core together.
+from tolerances that stand in the study, and writes NAME.png and NAME.json, with all numbers, seeds,
+flags and the commit. What they show together: docs/importance_weighting.md. Seeds are fixed: 8
+problems for linear models, 3 for nets. The synthetic studies need no data, and about two minutes.
 
 `byrd_lipton` trains small nets on cats against dogs of CIFAR-10 (prepared by
 `experiments.prepare_data`), about forty minutes of one core; a run of it that was stopped goes
@@ -25,19 +25,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-import optax
+import scipy
 from absl import flags
 
-import reweight_jax as rw
-from experiments import _command, _errors, _flags, _pictures
+from experiments import _command, _errors, _flags, _pictures, _workdir
 from experiments._errors import UsageError
 from experiments.importance_studies import (
+  band,
   byrd_lipton,
   dual,
   learned,
   linear,
+  minima,
   moons,
   two_points,
 )
@@ -49,12 +49,12 @@ SYNTHETIC: dict[str, Callable[[], Finding]] = {
   "forgetting_law": two_points.forgetting_law,
   "polynomial_tail": two_points.polynomial_tail,
   "direction_invariance": linear.direction_invariance,
-  "non_separable": linear.non_separable,
-  "weak_l2": linear.weak_l2,
+  "non_separable": minima.non_separable,
+  "weak_l2": minima.weak_l2,
   "dual_and_kl": dual.dual_and_kl,
   "homogeneous_mlp": moons.homogeneous_mlp,
   "regularization": moons.regularization,
-  "logit_band": moons.logit_band,
+  "logit_band": band.logit_band,
   "learned_weights": learned.learned_weights,
 }
 """The studies that need no data, by name."""
@@ -160,7 +160,7 @@ def run(config: StudyConfig) -> dict[str, Finding]:
         found = SYNTHETIC[name]()
       seconds[name], findings[name] = time.monotonic() - start, found
       print(f"{found.text()}\n({seconds[name]:.0f} s)", flush=True)
-      _write(root, name, found, seconds[name])
+      _write(root, config, name, found, seconds[name])
     if left_out:
       print(f"\n## {ON_IMAGES}\nnot run: {left_out}")
     runlog.write_text(root / "summary.md", table(findings))
@@ -178,9 +178,20 @@ def _missing_data(config: StudyConfig) -> str | None:
   return None
 
 
-def _write(root: pathlib.Path, name: str, found: Finding, seconds: float) -> None:
-  versions = {module.__name__: module.__version__ for module in (rw, jax, optax, np)}
-  made = {"seconds": round(seconds, 1), "versions": versions, "python": platform.python_version()}
+def _write(
+  root: pathlib.Path, config: StudyConfig, name: str, found: Finding, seconds: float
+) -> None:
+  asked: dict[str, Any] = {"study": config.studies}
+  if name == ON_IMAGES:
+    options = dataclasses.asdict(config.images)
+    asked |= {f"byrd_lipton_{flag}": value for flag, value in options.items()}
+  others = {"numpy": np.__version__, "scipy": scipy.__version__}
+  made = {
+    "flags": asked,
+    "seconds": round(seconds, 1),
+    "versions": _workdir.versions() | others,  # with the commit
+    "python": platform.python_version(),
+  }
   runlog.write_json(root / f"{name}.json", {"study": name, **found.record(), **made})
   figure = _pictures._figure(*SIZES.get(name, (7.5, 5)))
   found.draw(figure)

@@ -1,7 +1,6 @@
 """When weights matter: the laws at a reduced size, the studies' parts, and the command.
 
-The studies at their full sizes are run by the command alone, `--study=synthetic`: two to three
-minutes.
+At their full sizes the studies are run by the command alone, `--study=synthetic`: two minutes.
 """
 
 import json
@@ -12,10 +11,12 @@ from absl.testing import absltest, parameterized
 from experiments import importance_weighting
 from experiments.importance_studies import (
   byrd_lipton,
+  cats_dogs,
   dual,
   finding,
   learned,
   linear,
+  minima,
   nets,
   two_points,
 )
@@ -62,12 +63,12 @@ class LinearTest(absltest.TestCase):
       self.assertGreater(margins.cosine(end, limit), 0.9995)
 
   def test_where_classes_overlap_weights_shift_the_intercept_by_their_logarithm(self):
-    moved = np.mean([linear.log_ratio_shifts((4.0, 16.0), seed, 10_000) for seed in (0, 1)], 0)
+    moved = np.mean([minima.log_ratio_shifts((4.0, 16.0), seed, 10_000) for seed in (0, 1)], 0)
     np.testing.assert_allclose(moved[:, 1], np.log([4, 16]), rtol=0.01)
     np.testing.assert_allclose(moved[:, 0], 0, atol=0.1)
 
   def test_as_l2_weakens_the_angle_falls_and_times_the_length_it_stays(self):
-    plain, weighted = linear.solutions(2, [10.0**-k for k in range(8)]).transpose(1, 0, 2)[:, 3:]
+    plain, weighted = minima.solutions(2, [10.0**-k for k in range(8)]).transpose(1, 0, 2)[:, 3:]
     angles = [np.arccos(margins.cosine(*pair)) for pair in zip(plain, weighted, strict=True)]
     self.assertTrue((np.diff(angles) < 0).all())
     products = (angles * np.linalg.norm(plain, axis=1))[-3:]
@@ -75,7 +76,7 @@ class LinearTest(absltest.TestCase):
 
   def test_newton_finds_the_minimum(self):
     rows, weights = margins.signed_rows(*linear.blobs(3)), np.linspace(0.5, 1.5, 40)
-    found = linear.minimizer(rows, weights, 1e-3, np.zeros(3))
+    found = minima.minimizer(rows, weights, 1e-3, np.zeros(3))
     # The gradient, written as probabilities of the wrong label.
     wrong = 1 / (1 + np.exp(rows @ found))
     np.testing.assert_allclose(1e-3 * found, rows.T @ (weights * wrong) / 40, atol=1e-9)
@@ -150,7 +151,13 @@ class FindingTest(parameterized.TestCase):
 
 
 class CatsAndDogsTest(absltest.TestCase):
-  def test_a_run_learns_and_undersampling_leaves_examples_out(self):
+  def test_class_weights_average_one_and_have_the_ratio(self):
+    labels = np.array([0, 0, 0, 1])
+    # Cats 1 and dogs 5, which sum to 8 over three cats and a dog; halved, to 4.
+    np.testing.assert_allclose(cats_dogs.class_weights(labels, 5.0), [0.5, 2.5])
+    np.testing.assert_allclose(cats_dogs.class_weights(labels[:2], 5.0), [1, 5])
+
+  def test_weights_and_undersampling_move_the_share_called_dog(self):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(10), 12).astype(np.int32)
     # Dogs are light, cats are dark, everything else lies between.
@@ -166,6 +173,8 @@ class CatsAndDogsTest(absltest.TestCase):
     self.assertLen(even["in_domain"], len(options.eval_epochs()))
     self.assertEqual(even["test_accuracy"][-1], 1.0)
     self.assertLess(cats["in_domain"][0], dogs["in_domain"][0])
+    cats, dogs = (byrd_lipton.train(drawn, options, "none", ratio) for ratio in (1 / 16, 16.0))
+    self.assertLess(cats["in_domain"][0], dogs["in_domain"][0])
 
   def test_the_verdict_is_that_of_the_spreads(self):
     options = byrd_lipton.Options(epochs=2, ratios=(16.0, 0.0625))
@@ -175,13 +184,27 @@ class CatsAndDogsTest(absltest.TestCase):
       shares = np.stack([np.full(3, first), last + off], 1)
       return {"in_domain": shares, "out_of_domain": shares}
 
-    faded = {16.0: run(0.9, 0.52), 0.0625: run(0.1, 0.48)}
-    kept = {16.0: run(0.9, 0.8), 0.0625: run(0.1, 0.2)}
-    names = ("l2", "batch_norm", "undersampling", "polynomial_tail")
-    runs = {"none": faded, "dropout": faded, **dict.fromkeys(names, kept)}
-    self.assertEqual(byrd_lipton.finding(options, runs).verdict, "holds")
-    self.assertEqual(byrd_lipton.finding(options, runs | {"none": kept}).verdict, "does not hold")
-    self.assertEqual(byrd_lipton.finding(options, runs | {"l2": faded}).verdict, "does not hold")
+    def spread(last):
+      return {16.0: run(0.9, 0.5 + last / 2), 0.0625: run(0.1, 0.5 - last / 2)}
+
+    def verdict(**others):
+      return byrd_lipton.finding(options, runs | others).verdict
+
+    faded, little, kept = spread(0.08), spread(0.14), spread(0.22)
+    names = ("l2", "undersampling", "polynomial_tail")
+    runs = {"none": faded, "dropout": faded, "batch_norm": little, **dict.fromkeys(names, kept)}
+    self.assertEqual(verdict(), "holds")
+    self.assertEqual(verdict(none=kept), "does not hold")
+    # Above 0.05, 0.1 or even 0.2, but no more than without anything.
+    self.assertEqual(verdict(batch_norm=spread(0.1)), "does not hold")
+    for name in names:
+      self.assertEqual(verdict(**{name: spread(0.16)}), "does not hold", name)
+    # Without runs of none to compare with, the spread itself.
+    del runs["none"]
+    self.assertEqual(verdict(), "holds")
+    self.assertEqual(verdict(batch_norm=spread(0.04)), "does not hold")
+    self.assertEqual(verdict(l2=spread(0.19)), "does not hold")
+    self.assertEqual(verdict(l2=spread(0.21)), "holds")
 
 
 class CommandTest(commands.CommandTestCase):
@@ -213,11 +236,14 @@ class CommandTest(commands.CommandTestCase):
     record = json.loads((self.workdir / "weak_l2.json").read_text())
     self.assertEqual(record["verdict"], "holds")
     self.assertLen(record["numbers"]["angles"], len(linear.SEEDS))
+    self.assertEqual(record["numbers"]["seeds"], list(linear.SEEDS))
+    self.assertEqual(record["flags"], {"study": ["weak_l2"]})
+    self.assertIn("commit", record["versions"])
     self.assertTrue((self.workdir / "weak_l2.png").exists())
     self.assertIn("| weak_l2 | L2 brings", (self.workdir / "summary.md").read_text())
 
   def test_all_goes_on_without_the_images_and_says_so(self):
-    quick = {"non_separable": linear.non_separable}
+    quick = {"non_separable": minima.non_separable}
     with absltest.mock.patch.object(importance_weighting, "SYNTHETIC", quick):
       groups = {"all": ("non_separable", "byrd_lipton")}
       with absltest.mock.patch.object(importance_weighting, "GROUPS", groups):

@@ -114,12 +114,10 @@ def learned_weights() -> Finding:
   for name in RULES[1:3]:
     checks.append(at_least(f"least cosine at the end, {name}", cosines[name][-1].min(), 0.999))
     gained = median[name][-1] - median[name][1]
-    checks.append(at_least(f"cosine gained from t = 100 to 20,000, {name}, median", gained, 0.0))
-    ratio = found[name].ratio[-1]
-    checks.append(at_most(f"largest over smallest weight, {name}", ratio.max(), HIGH / LOW + 1e-6))
-    checks.append(
-      at_least(f"the same, median: the weights are no idle ones, {name}", np.median(ratio), 2)
-    )
+    checks.append(at_least(f"cosine gained from t = 100 to 20,000, {name}, median", gained, 0.002))
+    ratio = np.median(found[name].ratio[-1])
+    title = f"largest over smallest weight, median: the weights are no idle ones, {name}"
+    checks.append(at_least(title, ratio, 2))
   checks.append(at_most(f"median cosine at the end, {RULES[3]}", median[RULES[3]][-1], 0.99))
 
   def draw(figure: Any) -> None:
@@ -143,6 +141,7 @@ def learned_weights() -> Finding:
     + ", ".join(f"{name} {line[-1]:.5f}" for name, line in median.items()),
     checks,
     {
+      "seeds": linear.SEEDS,
       "times": TIMES,
       "cosines": cosines,
       "largest_over_smallest_weight": {name: way.ratio for name, way in found.items()},

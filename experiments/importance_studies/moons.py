@@ -1,4 +1,4 @@
-"""Weights and a small net: forgotten without regularization, kept with it, and when to tell."""
+"""Weights and a small net: forgotten without regularization, kept with it."""
 
 import functools
 from typing import Any
@@ -9,7 +9,6 @@ from experiments.importance_studies import nets
 from experiments.importance_studies.finding import (
   RATIO_COLORS,
   RATIO_NAMES,
-  Check,
   Finding,
   at_least,
   at_most,
@@ -21,7 +20,6 @@ from reweight_jax import margins
 LAMBDAS = (0.1, 0.03, 0.01, 1e-3, 1e-4)
 L2_STEPS = 10_000
 NORMALIZED_TIMES = (100, 1000, 10_000, 20_000)
-BAND_TIMES = (300, 3000, 30_000)
 
 
 def homogeneous_mlp() -> Finding:
@@ -34,6 +32,7 @@ def homogeneous_mlp() -> Finding:
   in_domain, grid = nets.gap(plain.in_domain()), nets.gap(plain.on_grid())
   late_domain, late_grid = nets.gap(ended.in_domain()), nets.gap(ended.on_grid())
   apart = np.ptp(ended.margin[-1], axis=-1) / ended.margin[-1].mean(-1)
+  counted = [_counted(path.falls) for path in (plain, ended)]  # nets that get it positive
   checks = [
     at_most("gap in the domain at t = 3e4 over that at t = 300", in_domain[-1] / in_domain[2], 0.1),
     at_most("gap in the domain after loss-normalized steps", late_domain[-1], 0.01),
@@ -41,11 +40,12 @@ def homogeneous_mlp() -> Finding:
     at_least("train accuracy at t = 3e4, least", plain.train_accuracy[-1].min(), 1.0),
     at_most("margins of the three weightings apart, relative, median", np.median(apart), 0.1),
     at_most(
-      "share of plain steps that lower the smoothed margin, median of the nets that get there",
-      np.nanmedian(plain.falls), 0.01,
+      f"share of plain steps that lower the smoothed margin, greatest of {counted[0]}",
+      np.nanmax(plain.falls), 0.01,
     ),
     at_most(
-      "share of loss-normalized steps that lower it, greatest", np.nanmax(ended.falls), 0.01
+      f"share of loss-normalized steps that lower it, greatest of {counted[1]}",
+      np.nanmax(ended.falls), 0.01,
     ),
     at_least(
       "margin after loss-normalized steps over that before, least of 9 nets",
@@ -86,11 +86,12 @@ def homogeneous_mlp() -> Finding:
     f"gap of the shares in the domain {words(in_domain)} at t = {_list(plain.times)}, and "
     f"{words(late_domain)} after {_list(ended.times)} loss-normalized steps more; in the plane "
     f"{words(grid)}, then {words(late_grid)}; margins at the end, median of 3 seeds, "
-    f"{words(np.median(ended.margin[-1], 0), '.4f')}; the smoothed margin falls in at most "
-    f"{np.nanmax(plain.falls):.1%} of the plain steps once it is positive, and in up to "
-    f"{np.nanmax(ended.falls):.0%} of the loss-normalized ones, which are long",
+    f"{words(np.median(ended.margin[-1], 0), '.4f')}; the smoothed margin, once positive, falls in "
+    f"at most {np.nanmax(plain.falls):.1%} of the plain steps ({counted[0]}), and in up to "
+    f"{np.nanmax(ended.falls):.0%} of the loss-normalized ones, which are long ({counted[1]})",
     checks,
     {
+      "seeds": nets.SEEDS,
       "degree": degree,
       "ratios": nets.RATIOS,
       **{f"plain_{key}": value for key, value in _numbers(plain).items()},
@@ -116,7 +117,7 @@ def regularization() -> Finding:
     at_least("L2: gap at 0.03", l2[1], 0.5),
     at_most("L2: gap at 1e-4", l2[-1], 0.2),
     at_most("L2: train accuracy of the weighted nets at 0.03", fitted[1], 0.9),
-    at_least("dropout: gap at t = 3e4 ahead of that without", delayed[-1] - stopped[-1], 0.0),
+    at_least("dropout: gap at t = 3e4 ahead of that without", delayed[-1] - stopped[-1], 0.01),
     at_most("dropout: gap at t = 3e4 over that at t = 300", delayed[-1] / delayed[2], 0.25),
     at_least(
       "early stopping: the gap falls from each time to the next",
@@ -150,6 +151,7 @@ def regularization() -> Finding:
     f"regularization {words(stopped)} at t = {_list(plain.times)}; with dropout {words(delayed)}",
     checks,
     {
+      "seeds": nets.SEEDS,
       "lambdas": LAMBDAS,
       "l2_gap": l2,
       "l2_gap_in_the_plane": [nets.gap(path.on_grid())[0] for path in paths],
@@ -158,73 +160,6 @@ def regularization() -> Finding:
       **{f"plain_{key}": value for key, value in _numbers(plain).items()},
       **{f"dropout_{key}": value for key, value in _numbers(dropped).items()},
     },
-    draw,
-  )
-
-
-def bands(logits: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-  """The band of the unweighted net and half the gap of the weighted ones, `[times, seeds]`.
-
-  Args:
-    logits: `[times, seeds, ratios, examples]`, of weights ratio:1, 1:1 and 1:ratio.
-    ratio: of the outer ones.
-  """
-  shares = (logits > 0).mean(-1)
-  band = (np.abs(logits[:, :, 1]) < np.log(ratio) / 2).mean(-1)
-  return band, (shares[..., 0] - shares[..., 2]) / 2
-
-
-def logit_band() -> Finding:
-  """An unweighted net tells how much weights could still change."""
-  paths = {"no regularization": nets.trained(False), "dropout 0.5": nets.trained(True)}
-  checks: list[Check] = []
-  rows: list[dict[str, Any]] = []
-  for name, path in paths.items():
-    chosen = [path.times.index(time) for time in BAND_TIMES]
-    for place, logits in (("domain", path.test_logits), ("plane", path.grid_logits)):
-      band, half = (np.median(a, 1) for a in bands(logits[chosen], nets.RATIOS[0]))
-      for time, predicted, found in zip(BAND_TIMES, band, half, strict=True):
-        rows.append(
-          {"net": name, "where": place, "time": time, "band": predicted, "half_gap": found}
-        )
-        # Up to 0.01 of the examples is within what three seeds can tell.
-        off = (found + 0.01) / (predicted + 0.01)
-        asked = at_most if off > 1 else at_least
-        title = f"half gap over band (each + 0.01), {name}, {place}, t = {time:g}"
-        checks.append(asked(title, off, 2.5 if off > 1 else 1 / 2.5))
-
-  def draw(figure: Any) -> None:
-    axes = figure.subplots()
-    line = np.geomspace(1e-3, 0.5, 2)
-    axes.plot(line, line, color="0.4", linewidth=1, label="half gap = band")
-    axes.fill_between(line, line / 2.5, line * 2.5, color="0.85", label="within a factor of 2.5")
-    places = [(name, place) for name in paths for place in ("domain", "plane")]
-    for i, (name, place) in enumerate(places):
-      chosen = [row for row in rows if (row["net"], row["where"]) == (name, place)]
-      look, where = style(i), {"domain": "test examples", "plane": "the plane around"}[place]
-      axes.plot(
-        [row["band"] for row in chosen], [max(row["half_gap"], 1e-3) for row in chosen],
-        color=look["color"], linestyle=look["linestyle"], marker="os^D"[i],
-        label=f"{name}, {where}",
-      )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("band of the unweighted net: share of examples with |logit| < log(16) / 2")
-    axes.set_ylabel("half the gap, 16:1 minus 1:16 (0.001: below 0)")
-    axes.legend(fontsize=9)
-    axes.grid(alpha=0.3)
-
-  told = "; ".join(
-    f"{row['net']}, {row['where']}, t = {row['time']:g}: {row['band']:.3f} -> {row['half_gap']:.3f}"
-    for row in rows
-  )
-  return Finding(
-    "One unweighted net tells how many decisions weights can still flip",
-    "half the gap between weights R:1 and 1:R is the share of examples whose unweighted logit is "
-    "below log(R) / 2 in size, to a factor of 2.5",
-    f"band -> half gap, medians of 3 seeds: {told}",
-    checks,
-    {"rows": rows},
     draw,
   )
 
@@ -238,6 +173,10 @@ def _numbers(path: nets.Path) -> dict[str, Any]:
     "share_in_the_plane": path.on_grid(),
     "share_of_falls": path.falls,
   }
+
+
+def _counted(falls: np.ndarray) -> str:
+  return f"{np.sum(~np.isnan(falls))} nets of {falls.size} that get it positive"
 
 
 def _short(time: int) -> str:
