@@ -226,7 +226,7 @@ class LabelNoiseTest(parameterized.TestCase):
   def test_wrong_labels_have_the_larger_held_out_error_less_so_the_more_there_are(self):
     gaps = []
     for rate in (0.1, 0.4):
-      found = [noisy_fits(seed, rate) for seed in SEEDS]
+      found = [noisy_fits(seed, rate) for seed in SEEDS[:3]]
       gaps.append(np.median([e[wrong].mean() - e[~wrong].mean() for e, _, wrong, _ in found]))
     self.assertGreater(gaps[1], 0)
     self.assertGreater(gaps[0], 1.5 * gaps[1])

@@ -134,12 +134,12 @@ class CommandTest(commands.CommandTestCase):
     argv = ("--dataset=digits", "--train_size=100", "--validation_size=20", "--steps=2")
     argv += ("--eval_every=2", "--checkpoint_every=100", "--chunk_steps=1", "--parallel_seeds=1")
     argv += ("--seeds=0", "--noise_rates=0.4")
-    with absltest.mock.patch.object(emphasis_modes, "BETAS", {0.0: (1.0, 2.0), 1.0: (8.0,)}):
+    with absltest.mock.patch.object(emphasis_modes, "BETAS", {0.0: (1.0,), 1.0: (8.0,)}):
       stdout = self.command(*argv)
     self.assertIn("| lam 1 beta 8 | ", stdout)
     self.assertIn("last step: noise 0.4: lam ", stdout)
     summary = json.loads((self.workdir / "summary.json").read_text())
-    self.assertLen(summary["0.4"], 4 + 3)
+    self.assertLen(summary["0.4"], 4 + 2)
     self.assertTrue((self.workdir / "modes.png").exists())
 
 

@@ -192,7 +192,7 @@ class WeightNetTest(parameterized.TestCase):
     )
     losses, labels = jnp.array([0.0, 0.5, 3.0, 9.0]), jnp.array([2, 0, 1, 7])
     weights, state = _update(rule, jnp.ones(4), losses=losses, labels=labels)
-    heads = _net(state.params, losses)
+    heads = np.asarray(jax.jit(_net)(state.params, losses))
     groups = [0, 2, 1, 0]  # of the labels; beyond the last class it is the last one
     np.testing.assert_allclose(weights, heads[np.arange(4), np.array(groups)], rtol=1e-6)
     for group in range(3):
@@ -240,7 +240,7 @@ class NoisyLabelsTest(absltest.TestCase):
     classes = np.arange(80) % 2
     inputs = np.stack([4.0 * classes - 2, np.ones(80)], 1) + 0.3 * rng.normal(size=(80, 2))
     wrong = (np.arange(80) < 64) & (rng.random(80) < 0.4)
-    inputs, labels = jnp.asarray(inputs, jnp.float32), jnp.asarray(classes ^ wrong, jnp.int32)
+    inputs, labels = inputs.astype(np.float32), (classes ^ wrong).astype(np.int32)
     batch = rw.types.make_batch(inputs[:64], labels[:64])
     clean = rw.types.make_batch(inputs[64:], labels[64:])
 
