@@ -55,7 +55,7 @@ def emphasized_margin(
 
   Example:
     >>> loss = emphasized_margin(densities.cross_entropy())
-    >>> print(jax.grad(loss)(jnp.zeros(4), 0))  # p is 1/4, so the length is 1.5
+    >>> print(jax.jit(jax.grad(loss))(jnp.zeros(4), 0))  # p is 1/4, so the length is 1.5
     [-0.75  0.25  0.25  0.25]
   """
   chosen = as_density("emphasized_margin", density)
@@ -112,8 +112,8 @@ def derivative_manipulation(
 
   Example:
     >>> loss = derivative_manipulation(densities.exponential_of_beta(8.0, 0.5))
-    >>> lengths = jax.grad(lambda z: loss(z, jnp.array([0, 1])).mean())(jnp.zeros((2, 3)))
-    >>> print(jnp.abs(lengths).sum())
+    >>> slope = jax.jit(jax.grad(lambda z: loss(z, jnp.array([0, 1])).mean()))
+    >>> print(jnp.abs(slope(jnp.zeros((2, 3)))).sum())
     1.0
   """
   check_choice("derivative_manipulation: normalization", normalization, NORMALIZATIONS)

@@ -111,7 +111,8 @@ def asymmetric_focal(
 
   Example:
     >>> evidence = dict(logits=jnp.zeros((2, 2)), labels=jnp.array([0, 1]))
-    >>> print(asymmetric_focal((0.0, 2.0)).update(jnp.ones(2), (), **evidence)[0])
+    >>> update = jax.jit(asymmetric_focal((0.0, 2.0)).update)
+    >>> print(update(jnp.ones(2), (), **evidence)[0])
     [1.   0.25]
   """
   of_class = exponents_and_shifts("asymmetric_focal", gammas, shifts)
@@ -150,7 +151,8 @@ def asymmetric_focal_transform(
 
   Example:
     >>> evidence = dict(logits=jnp.zeros((1, 2)), labels=jnp.array([0]))
-    >>> print(asymmetric_focal_transform((0.0, 2.0)).update(jnp.ones(1), (), **evidence)[0])
+    >>> update = jax.jit(asymmetric_focal_transform((0.0, 2.0)).update)
+    >>> print(update(jnp.ones(1), (), **evidence)[0])
     [1.]
   """
   of_class = exponents_and_shifts("asymmetric_focal_transform", gammas, shifts)
