@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import reweight_jax as rw
@@ -11,7 +12,7 @@ from reweight_jax import per_example
 from reweight_jax.meta import routes
 
 SIZE, CLASSES = 4, 3
-NUM_ARCHITECTURES = 1  # in the suite; `make long` draws thirty
+NUM_ARCHITECTURES = 1  # here; the long checks draw thirty
 
 IMAGE_LAYERS = {
   "conv": lambda rng: nn.Conv(4, (3, 3), strides=int(rng.integers(1, 3))),
@@ -102,6 +103,7 @@ def check_architecture(test, seed):
 
 class RandomArchitectureTest(parameterized.TestCase):
   @parameterized.parameters(*((seed,) for seed in range(NUM_ARCHITECTURES)))
+  @pytest.mark.long  # below: parameters copy the mark
   def test_every_route_agrees_with_brute_force(self, seed):
     with jax.enable_x64(True):
       check_architecture(self, seed)

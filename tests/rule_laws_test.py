@@ -313,8 +313,20 @@ def _alone(name):
 
 
 class RuleLawsTest(parameterized.TestCase):
-  @parameterized.product(name=NAMES, dtypes=(("float32", "bfloat16"), ("float64", "float64")))
-  def test_shape_and_dtype_stay_under_strict_promotion(self, name, dtypes):
+  @parameterized.parameters(*NAMES)
+  def test_shape_and_dtype_stay_under_strict_promotion(self, name):
+    self._check_dtypes(name, "float32", "bfloat16")
+
+  @parameterized.parameters(*FAMILIES)
+  def test_float64_stays_under_strict_promotion(self, name):
+    self._check_dtypes(name, "float64", "float64")
+
+  @parameterized.parameters(*sorted(set(NAMES) - set(FAMILIES)))
+  @pytest.mark.long  # below: parameters copy the mark
+  def test_float64_stays_in_every_rule(self, name):
+    self._check_dtypes(name, "float64", "float64")
+
+  def _check_dtypes(self, name, *dtypes):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
       weights, arrays = _evidence(*map(jnp.dtype, dtypes))  # of the weights, of the logits
       rule = LAWS[name].rule()
@@ -405,8 +417,16 @@ class RuleLawsTest(parameterized.TestCase):
     with self.assertRaisesRegex(TypeError, need):
       rule.update(weights, rule.init(weights), **evidence)
 
-  @parameterized.parameters(*FAMILIES)
+  @parameterized.parameters(*FAMILIES[::2])
   def test_the_step_pulls_the_weights_through_the_examples_gradients(self, name):
+    self._check_pull(name)
+
+  @parameterized.parameters(*FAMILIES[1::2])
+  @pytest.mark.long  # below: parameters copy the mark
+  def test_the_step_pulls_the_weights_of_other_families(self, name):
+    self._check_pull(name)
+
+  def _check_pull(self, name):
     rule, tx = LAWS[name].rule(), optax.sgd(1.0)
     params, batch, clean, rows = _linear_problem()
     state = rw.training.init_train_state(

@@ -163,14 +163,14 @@ class SurvivalTest(runs.RunTestCase):
 
   def test_best_checkpoint_on_noisy_validation_is_kept(self):
     config = dataclasses.replace(
-      runs.CONFIG, methods=("ce",), steps=30, eval_every=1, checkpoint_every=1, keep=1
+      runs.CONFIG, methods=("ce",), steps=15, eval_every=1, checkpoint_every=1, keep=1
     )
     self.train("run", config=config)
     scores = [row["validation_accuracy"] for row in self.rows("run")]
-    best = max(range(30), key=lambda i: (scores[i], i)) + 1
+    best = max(range(15), key=lambda i: (scores[i], i)) + 1
     with checkpointing.Checkpoints(self.root / "run" / "checkpoints") as checkpoints:
       self.assertEqual(checkpoints.best_step(), best)
-      self.assertEqual(checkpoints.steps(), sorted({best, 30}))
+      self.assertEqual(checkpoints.steps(), sorted({best, 15}))
 
 
 class TogetherTest(runs.RunTestCase):
