@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from benchmarks import ensemble
@@ -18,6 +19,7 @@ class EnsembleTest(parameterized.TestCase):
     with self.assertRaisesRegex(UsageError, message):
       ensemble.run(ensemble.Config(**changes))
 
+  @pytest.mark.long
   def test_a_small_net_is_timed_in_both_forms(self):
     make, shape, _, _ = ensemble.NETS["mlp_64"]
     self.enter_context(mock.patch.dict(ensemble.NETS, {"tiny": (make, shape, 4, 2)}))

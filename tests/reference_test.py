@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import _reference, cifar_noisy
@@ -152,6 +153,13 @@ class RatiosTest(runs.RunTestCase):
 
 class MethodsTest(parameterized.TestCase):
   def test_a_second_command_builds_on_the_first(self):
+    self._check_methods("rho")
+
+  @pytest.mark.long
+  def test_every_method_that_builds_on_a_first_command_does(self):
+    self._check_methods("rho", "jtt", "label_shift")
+
+  def _check_methods(self, *methods):
     with tempfile.TemporaryDirectory() as root:
       config = Config(
         methods=("ce",), steps=4, eval_every=2, pictures=False, workdir=f"{root}/first"
@@ -159,12 +167,12 @@ class MethodsTest(parameterized.TestCase):
       cifar_noisy.run(config)
       second = dataclasses.replace(
         config,
-        methods=("rho", "jtt", "label_shift"),
+        methods=methods,
         reference=f"{root}/first/ce",
         workdir=f"{root}/second",
       )
       summary = cifar_noisy.run(second)
-    self.assertEqual(list(summary), ["rho", "jtt", "label_shift"])
+    self.assertEqual(list(summary), list(methods))
     # A tenth of the batch stays.
     self.assertAlmostEqual(summary["rho"]["zero_weight_share"]["mean"], 0.9, places=5)
 
