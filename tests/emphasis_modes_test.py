@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from experiments import _check, _command, _methods, _phases, emphasis_modes
@@ -130,6 +131,7 @@ class CommandTest(commands.CommandTestCase):
     self.assertLessEqual(box.x1, width * figure.dpi)
     self.assertLessEqual(box.y1, height * figure.dpi)
 
+  @pytest.mark.long
   def test_a_small_study_writes_table_numbers_and_figure(self):
     argv = ("--dataset=digits", "--train_size=100", "--validation_size=20", "--steps=2")
     argv += ("--eval_every=2", "--checkpoint_every=100", "--chunk_steps=1", "--parallel_seeds=1")
