@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -16,11 +18,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from collections.abc import Iterator
-
 import jax
-import jax._src.interpreters.pxla
-import jax._src.pjit
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -36,9 +34,9 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Each is kept as text too, and the more of these there are, the longer a further one takes: after a
 # thousand twice as long. Names of JAX's own; a version without one of them is slower there.
 _TEXTS = (
-  (jax._src.pjit, "_pjit_lower"),
-  (jax._src.interpreters.pxla, "_cached_lowering_to_hlo"),
-  (jax._src.interpreters.pxla, "_cached_compilation"),
+  ("jax._src.pjit", "_pjit_lower"),
+  ("jax._src.interpreters.pxla", "_cached_lowering_to_hlo"),
+  ("jax._src.interpreters.pxla", "_cached_compilation"),
 )
 # Programs are many long-lived objects, in which there is little garbage to look for.
 gc.set_threshold(20_000, 20, 20)
@@ -49,8 +47,9 @@ def _forget_texts_of_programs() -> Iterator[None]:
   """The programs themselves stay, for the tests of other files."""
   yield
   for module, name in _TEXTS:
-    if cache := getattr(module, name, None):
-      cache.cache_clear()
+    clear = getattr(getattr(sys.modules.get(module), name, None), "cache_clear", None)
+    if clear:
+      clear()
 
 
 @pytest.fixture(autouse=True)
