@@ -61,6 +61,10 @@ def load(config: AuditConfig) -> Examples:
 
 def _read(config: AuditConfig) -> tuple[data.Dataset, list[str] | None, str]:
   """The data set, of a folder the file of each training example, and the images' size in words."""
+  if not config.dataset:
+    raise UsageError(
+      "--dataset: expected a data set, a file FILE.npz or a folder of class folders, got nothing"
+    )
   folder = pathlib.Path(config.dataset)
   if config.dataset in data.DATASETS or not folder.is_dir():
     dataset = data.load(config.dataset, config.data_dir)

@@ -52,7 +52,8 @@ _RANGES: dict[str, Range] = {
 
 def check(config: Config) -> None:
   """Raises UsageError, one line, for the first setting that cannot be run."""
-  if not config.dataset.endswith(".npz") and not pathlib.Path(config.dataset).is_dir():
+  is_path = config.dataset.endswith(".npz") or pathlib.Path(config.dataset).is_dir()
+  if not (config.dataset and is_path):  # the empty path is the folder that one is in
     known = (*data.DATASETS, "a file FILE.npz", "a folder of class folders of images")
     _check_word("dataset", config.dataset, known)
   check_numbers(config)

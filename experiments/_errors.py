@@ -72,7 +72,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     name, _, value = str(error).removeprefix("flag --").partition(":")[0].partition("=")
     if name not in values:
       raise UsageError(str(error)) from error
-    expected = values[name].parser.syntactic_help
+    expected = values[name].parser.syntactic_help or "true or false"  # only that of bool has none
     raise UsageError(f"--{name}: expected {expected}, got {value!r}") from error
   except flags.UnrecognizedFlagError as error:
     raise UsageError(f"--{error.flagname}: no such flag; --help lists the flags") from error

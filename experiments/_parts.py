@@ -25,6 +25,11 @@ class Parts:
     written, path = json.dumps(setting, sort_keys=True, indent=1), folder / "setting.json"
     try:
       folder.mkdir(parents=True, exist_ok=True)
+      if not path.exists() and any(folder.glob("*.npz")):
+        raise UsageError(
+          f"--workdir: {folder} holds results without the {path.name} that tells their setting; "
+          "delete that folder, or choose another --workdir"
+        )
       if not path.exists():
         _write_whole(path, written.encode())
       found = path.read_text()
@@ -35,7 +40,7 @@ class Parts:
     if found != written:
       raise UsageError(
         f"--workdir: {folder} holds results of {_difference(found, setting)}; choose another "
-        "--workdir, or delete it"
+        "--workdir, or delete that folder"
       )
 
   def has(self, name: str) -> bool:

@@ -39,6 +39,8 @@ def run_result(folder: pathlib.Path) -> dict[str, Any]:
 
 def _run_result(folder: pathlib.Path) -> dict[str, Any]:
   rows = runlog.read_rows(folder / "metrics.jsonl")
+  if not (folder / "metrics.jsonl").read_bytes().endswith(b"\n"):
+    raise ValueError("metrics.jsonl is cut short")
   test = [row["test_accuracy"] for row in rows]
   validation = [row["validation_accuracy"] for row in rows]
   has_validation = validation[0] is not None

@@ -62,6 +62,7 @@ SYNTHETIC: dict[str, Callable[[], Finding]] = {
 ON_IMAGES = "byrd_lipton"
 GROUPS = {"all": (*SYNTHETIC, ON_IMAGES), "synthetic": tuple(SYNTHETIC)}
 ROOT = "runs/importance_weighting"
+WIDEST = 1024  # channels
 SIZES = {"byrd_lipton": (16.0, 7.0)}  # of figures, inches
 OPTIONS = {
   "images": "training images of each class",
@@ -110,6 +111,8 @@ def _check_images(options: byrd_lipton.Options) -> None:
     if not is_good or not np.isfinite(value):
       words = "a number > 0" if name == "learning_rate" else f"at least {least}"
       raise UsageError(f"--byrd_lipton_{name}: expected {words}, got {value}")
+  if options.width > WIDEST:
+    raise UsageError(f"--byrd_lipton_width: expected at most {WIDEST}, got {options.width}")
   if options.images > 5000:
     raise UsageError(
       f"--byrd_lipton_images: expected at most the 5000 of a class, got {options.images}"
@@ -133,7 +136,7 @@ def _check_images(options: byrd_lipton.Options) -> None:
   if wrong or not options.configurations:
     raise UsageError(
       "--byrd_lipton_configurations: expected one or more of "
-      f"{', '.join(byrd_lipton.CONFIGURATIONS)}; got {wrong[0] if wrong else 'none'}"
+      f"{', '.join(byrd_lipton.CONFIGURATIONS)}; got {wrong[0] if wrong else 'an empty list'}"
     )
 
 
@@ -237,7 +240,7 @@ def config_of(values: flags.FlagValues) -> StudyConfig:
     seeds=_flags.whole_numbers("byrd_lipton_seeds", values.byrd_lipton_seeds),
     configurations=_flags._split(values.byrd_lipton_configurations),
   )
-  return StudyConfig(_flags._split(values.study), values.workdir, values.data_dir, images)
+  return StudyConfig(_flags._split(values.study), values.workdir or ROOT, values.data_dir, images)
 
 
 def main(values: flags.FlagValues) -> None:

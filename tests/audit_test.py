@@ -355,6 +355,19 @@ class RefusalTest(commands.CommandTestCase):
 
 
 class PartsOfAnAuditTest(parameterized.TestCase):
+  def test_no_data_set_is_not_the_folder_that_one_is_in(self):
+    with self.assertRaisesRegex(UsageError, "--dataset: expected .*got nothing"):
+      _audit_data.load(_audit_config.AuditConfig(dataset=""))
+
+  def test_parts_of_an_unknown_setting_are_not_taken(self):
+    with tempfile.TemporaryDirectory() as folder:
+      root = pathlib.Path(folder)
+      _parts.Parts(root, {"epochs": 2}).kept("one", lambda: {"x": np.ones(1)})
+      self.assertTrue(_parts.Parts(root, {"epochs": 2}).has("one"))
+      (root / "setting.json").unlink()
+      with self.assertRaisesRegex(UsageError, "without the setting.json .* delete that folder"):
+        _parts.Parts(root, {"epochs": 4})
+
   def test_a_subset_has_as_many_of_each_class_in_proportion(self):
     whole = data.load("digits")
     config = _audit_config.AuditConfig(max_examples=130)

@@ -237,6 +237,7 @@ class PackedTest(FileTestCase):
     ({"train_labels": np.zeros(2)}, "train_labels to be 2 whole numbers, got float64"),
     ({"train_labels": np.array([-1, 0])}, "train_labels of at least 0, got -1"),
     ({"class_names": np.array(["a", "b"])}, "expected 3 class_names, got 2"),
+    ({"train_labels": np.array([0, 10**12])}, "expected labels below 100000, got 1000000000000"),
     ({"train_ids": np.array([4, 4])}, "a train_id of its own"),
     ({"train_inputs": np.array([{}, {}])}, "pickled"),
   )

@@ -96,6 +96,8 @@ class DiagnosticsTest(parameterized.TestCase):
     (dict(zero_share=margins.IDLE), False),  # they have no say
     (dict(weight_ratio=margins.EVEN), False),  # never had an effect
     (dict(weight_ratio=float("nan")), False),
+    (dict(flippable_share=float("nan")), False),
+    (dict(effective_share=float("nan")), False),
   )
   def test_advice_where_all_is_fitted_and_hardly_a_decision_can_turn(self, changed, is_told):
     idle = margins.WeightDiagnostics(1.0, 0.5, 16.0, 0.4, 0.0, 0.0)

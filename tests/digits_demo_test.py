@@ -148,6 +148,14 @@ class ReportTest(parameterized.TestCase):
       with self.assertRaisesRegex(UsageError, "--workdir: .*l2rw/seed_3.*delete that folder"):
         _report.run_result(self.folder)
 
+  def test_a_log_that_is_cut_short_has_no_last_step(self):
+    _write_run(self.folder, [(0.5, 0.5), (0.6, 0.6)], [True, False], [0.0, 1.0])
+    log = self.folder / "metrics.jsonl"
+    self.assertEqual(_report.run_result(self.folder)["last"], 0.6)
+    log.write_bytes(log.read_bytes()[:-9])
+    with self.assertRaisesRegex(UsageError, "l2rw/seed_3.*cut short"):
+      _report.run_result(self.folder)
+
   def test_spread_over_seeds_is_that_of_a_sample(self):
     for seed, last in ((0, 0.7), (1, 0.9)):
       folder = self.root / "ce" / f"seed_{seed}"

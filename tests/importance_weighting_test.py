@@ -8,7 +8,7 @@ import json
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from experiments import importance_weighting
+from experiments import _errors, importance_weighting
 from experiments.importance_studies import (
   byrd_lipton,
   cats_dogs,
@@ -176,6 +176,11 @@ class CatsAndDogsTest(absltest.TestCase):
     cats, dogs = (byrd_lipton.train(drawn, options, "none", ratio) for ratio in (1 / 16, 16.0))
     self.assertLess(cats["in_domain"][0], dogs["in_domain"][0])
 
+  def test_a_run_that_diverges_is_named_and_has_no_verdict(self):
+    logits = lambda *unused: np.array([[0.0, 1.0], [np.nan, 0.0]])
+    with self.assertRaisesRegex(_errors.DivergedError, "^none, seed 0: the logits are not finite"):
+      cats_dogs._called_dog(logits, absltest.mock.Mock(), "none, seed 0", np.zeros(2))
+
   def test_the_verdict_is_that_of_the_spreads(self):
     options = byrd_lipton.Options(epochs=2, ratios=(16.0, 0.0625))
 
@@ -215,6 +220,8 @@ class CommandTest(commands.CommandTestCase):
     ("--study: expected .*got none", "--study="),
     ("--byrd_lipton_images: expected at least 1, got 0", "--byrd_lipton_images=0"),
     ("--byrd_lipton_images: expected at most the 5000", "--byrd_lipton_images=5001"),
+    ("--byrd_lipton_width: expected at most 1024", "--byrd_lipton_width=1000000000"),
+    ("--deterministic: expected true or false, got 'x'", "--deterministic=x"),
     ("--byrd_lipton_batch_size: .* 400 training images", "--byrd_lipton_batch_size=500"),
     ("--byrd_lipton_learning_rate: .*> 0, got 0.0", "--byrd_lipton_learning_rate=0"),
     ("--byrd_lipton_seeds: expected whole numbers such as .*'x'", "--byrd_lipton_seeds=x"),

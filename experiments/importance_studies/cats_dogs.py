@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import reweight_jax as rw
+from experiments._errors import DivergedError
 from reweight_jax import data
 
 CAT, DOG = 3, 5
@@ -112,7 +113,8 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
       state = step(state, *fixed, jnp.asarray(queue[: options.batch_size]))
       queue = queue[options.batch_size :]
     if epoch in options.eval_epochs():
-      call = functools.partial(_called_dog, evaluate, state)
+      name = f"byrd_lipton, {configuration}, dog:cat {ratio:g}, seed {images.seed}, epoch {epoch}"
+      call = functools.partial(_called_dog, evaluate, state, name)
       tests = call(images.in_domain)
       rows.append(
         {
@@ -163,8 +165,11 @@ def _built(options: Options, configuration: str) -> tuple[Any, Any, Any]:
   return step, evaluate, init
 
 
-def _called_dog(evaluate: Any, state: Any, inputs: np.ndarray) -> np.ndarray:
+def _called_dog(evaluate: Any, state: Any, name: str, inputs: np.ndarray) -> np.ndarray:
+  """`[images]` bool; raises DivergedError if a logit is no number."""
   logits = evaluate(state.params, state.model_state, inputs)
+  if not np.isfinite(logits).all():
+    raise DivergedError(f"{name}: the logits are not finite; lower --byrd_lipton_learning_rate")
   return np.asarray(logits[:, 1] > logits[:, 0])
 
 

@@ -10,6 +10,8 @@ from reweight_jax import runlog
 from reweight_jax.data.dataset import DataError, Dataset
 
 _SPLITS = ("train", "test")
+MOST_CLASSES = 100_000
+"""Labels of this size or larger are taken for a mistake, such as identifiers of examples."""
 
 
 def save_npz(path: str | os.PathLike[str], dataset: Dataset) -> None:
@@ -60,6 +62,11 @@ def load_npz(path: str | os.PathLike[str]) -> Dataset:
       f"{inputs[1].shape[1:]} in test."
     )
   num_classes = 1 + int(max(part.max() for part in labels))
+  if num_classes > MOST_CLASSES:
+    raise DataError(
+      f"{path}: expected labels below {MOST_CLASSES}, got {num_classes - 1}; number the classes "
+      "from 0 up."
+    )
   names = arrays.get("class_names", np.arange(num_classes))
   if len(names) < num_classes:
     raise DataError(f"{path}: expected {num_classes} class_names, got {len(names)}.")

@@ -125,7 +125,7 @@ def advice(found: WeightDiagnostics) -> str | None:
   a decision (`IDLE`). Weights of exactly 0 matter on: an example without weight has no say in where
   training ends.
 
-  Edge cases: None too where weights are too even to matter before (`EVEN`).
+  Edge cases: None too where weights are too even to matter at all (`EVEN`), or a number is NaN.
 
   Args:
     found: concrete numbers, best with held-out decisions; under cross-entropy or another loss with
@@ -140,9 +140,9 @@ def advice(found: WeightDiagnostics) -> str | None:
     >>> print(advice(WeightDiagnostics(0.8, -0.6, 16.0, 0.5, 0.0, 0.3)))
     None
   """
-  if not (found.weight_ratio > EVEN and found.accuracy >= FITTED):
-    return None
-  if max(found.flippable_share, found.zero_share) >= IDLE:
+  is_fitted = found.weight_ratio > EVEN and found.accuracy >= FITTED
+  is_idle = found.flippable_share < IDLE and found.zero_share < IDLE
+  if not (is_fitted and is_idle and jnp.isfinite(found.effective_share)):
     return None
   return (
     f"weights hardly matter any more: {100 * float(found.accuracy):.1f} % of the training examples "
