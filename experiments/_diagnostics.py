@@ -14,9 +14,6 @@ from reweight_jax.types import Array, Batch, PerExampleLoss
 NUM_EXAMPLES = _evaluation.BATCH_SIZE
 """How many training examples are looked at: one batch of an evaluation, compiled anyway."""
 
-# A stream of a run's key beside those of the steps, which fold in numbers from 0 up.
-_STREAM = 2**31 + 1
-
 NAMES = ("train_accuracy", *margins.WeightDiagnostics._fields[1:], "gradient_cosine")
 
 
@@ -73,7 +70,8 @@ def measure(
   found = _diagnose(said.margins, weights, mask, gaps)
   size = min(batch_size, len(mask))
   part = jax.tree.map(lambda leaf: leaf[:size], sample.examples)
-  key = jax.random.fold_in(jax.random.fold_in(carry.state.key, _STREAM), carry.state.step)
+  stream = jax.random.fold_in(carry.state.key, _steps.DIAGNOSTICS_STREAM)
+  key = jax.random.fold_in(stream, carry.state.step)
   cosine = _cosine(loss_fn)(*carry.evaluated(), part, weights[:size], mask[:size], key)
   numbers = [float(number) if mask.any() else np.nan for number in (*found, cosine)]
   return {

@@ -16,6 +16,7 @@ from reweight_jax.types import Array, Batch, Key, PerExampleLoss, WeightingRule
 
 # Streams of a run's key beside those of the steps, which fold in numbers from 0 up.
 _AUGMENT_STREAM = 2**31
+DIAGNOSTICS_STREAM = 2**31 + 1
 
 
 class Tally(NamedTuple):

@@ -34,6 +34,7 @@ from experiments._errors import UsageError
 from experiments.importance_studies import (
   band,
   byrd_lipton,
+  cats_dogs,
   dual,
   learned,
   linear,
@@ -82,7 +83,7 @@ class StudyConfig:
   studies: tuple[str, ...] = ("all",)
   workdir: str = ROOT
   data_dir: str | None = None
-  images: byrd_lipton.Options = dataclasses.field(default_factory=byrd_lipton.Options)
+  images: cats_dogs.Options = dataclasses.field(default_factory=cats_dogs.Options)
 
 
 def check(config: StudyConfig) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ def check(config: StudyConfig) -> tuple[str, ...]:
   return tuple(name for name in known if name in asked)
 
 
-def _check_images(options: byrd_lipton.Options) -> None:
+def _check_images(options: cats_dogs.Options) -> None:
   for name in OPTIONS:
     value, least = getattr(options, name), 0 if name == "l2" else 1
     is_good = value >= least if name != "learning_rate" else value > 0
@@ -132,11 +133,11 @@ def _check_images(options: byrd_lipton.Options) -> None:
   _command.check_numbers("byrd_lipton_ratios", options.ratios, lambda r: 0 < r < np.inf, words)
   if len(options.ratios) < 2:
     raise UsageError(f"--byrd_lipton_ratios: expected numbers {words}; got {options.ratios[0]:g}")
-  wrong = [name for name in options.configurations if name not in byrd_lipton.CONFIGURATIONS]
+  wrong = [name for name in options.configurations if name not in cats_dogs.CONFIGURATIONS]
   if wrong or not options.configurations:
     raise UsageError(
       "--byrd_lipton_configurations: expected one or more of "
-      f"{', '.join(byrd_lipton.CONFIGURATIONS)}; got {wrong[0] if wrong else 'an empty list'}"
+      f"{', '.join(cats_dogs.CONFIGURATIONS)}; got {wrong[0] if wrong else 'an empty list'}"
     )
 
 
@@ -219,7 +220,7 @@ def define_flags(values: flags.FlagValues) -> None:
   text("data_dir", None, "folder of tensorflow-datasets; default $TFDS_DATA_DIR")
   text("compilation_cache", "~/.cache/reweight_jax", "folder of compiled programs, or none")
   flags.DEFINE_bool("deterministic", False, "bit for bit the same on a GPU", flag_values=values)
-  default = byrd_lipton.Options()
+  default = cats_dogs.Options()
   for name, words in OPTIONS.items():
     value = getattr(default, name)
     define = flags.DEFINE_integer if isinstance(value, int) else flags.DEFINE_float
@@ -234,7 +235,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def config_of(values: flags.FlagValues) -> StudyConfig:
   """The configuration that the flags ask for."""
   options: dict[str, Any] = {name: values[f"byrd_lipton_{name}"].value for name in OPTIONS}
-  images = byrd_lipton.Options(
+  images = cats_dogs.Options(
     **options,
     ratios=_flags.numbers("byrd_lipton_ratios", values.byrd_lipton_ratios),
     seeds=_flags.whole_numbers("byrd_lipton_seeds", values.byrd_lipton_seeds),

@@ -1,4 +1,4 @@
-"""The command: bad flags are one line and write nothing; what flags mean; files; --rules."""
+"""The command: bad flags are one line and write nothing; files; --rules."""
 
 import contextlib
 import dataclasses
@@ -8,14 +8,11 @@ import io
 import json
 import pathlib
 import re
-import signal
 import tempfile
-from unittest import mock
 
 import jax
 import numpy as np
 import optax
-from absl import flags
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -36,16 +33,10 @@ from experiments import (
   cifar_noisy,
 )
 from reweight_jax import data, runlog
+from tests import commands
 
 _OF_OPTAX = "of an optimizer, which takes any number"
 _TINY = ("--steps=4", "--eval_every=2", "--checkpoint_every=2")
-
-
-def _parse(*argv):
-  values = flags.FlagValues()
-  _flags.define_flags(values)
-  _errors.parse_flags(values, ("cifar_noisy", *argv))
-  return values
 
 
 def _command(*argv):
@@ -53,7 +44,7 @@ def _command(*argv):
   stdout, stderr, status = io.StringIO(), io.StringIO(), 0
   with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
     try:
-      _errors.exit_on_mistake(lambda: cifar_noisy.main(_parse(*argv)))
+      _errors.exit_on_mistake(lambda: cifar_noisy.main(commands.flags_of(*argv)))
     except SystemExit as stop:
       status = stop.code
   return status, stdout.getvalue(), stderr.getvalue()
@@ -334,86 +325,6 @@ class FolderTest(CommandTestCase):
     self.assert_refused("--dataset: .*pets has no test images; put some", f"--dataset={folder}")
 
 
-class FlagsTest(parameterized.TestCase):
-  def test_defaults_are_those_of_the_configuration(self):
-    config = _flags.config_of(_parse())
-    self.assertEqual(config, _config.Config(methods=("ce", "l2rw")))
-    _check.check(config)
-
-  def test_values_arrive(self):
-    config = _flags.config_of(
-      _parse("--seeds=3, 1", "--rules=focal,clip", "--focal_gamma=0.5", "--noise=none")
-    )
-    self.assertEqual((config.seeds, config.rules, config.methods), ((3, 1), ("focal", "clip"), ()))
-    self.assertEqual((config.rule_options.focal_gamma, config.rate_of_noise()), (0.5, 0.0))
-
-  def test_a_protocol_gives_values_and_flags_beside_it_win(self):
-    config = _flags.config_of(_parse("--protocol=background", "--method=ce,random,l2rw"))
-    self.assertEqual(
-      (config.dataset, config.noise, config.noise_rate), ("cifar10", "background", 0.4)
-    )
-    self.assertEqual((config.batch_size, config.num_meta(), config.meta_size), (100, 100, 100))
-    self.assertEqual((config.momentum, config.weight_decay, config.rate()), (0.9, 2e-4, 0.1))
-    rates = _rates_of(config)
-    for step, rate in ((0, 0.1), (39_999, 0.1), (40_001, 0.01), (59_999, 0.01), (79_999, 0.001)):
-      self.assertAlmostEqual(float(rates(step)), rate, places=7)
-    uniform = _flags.config_of(_parse("--protocol=uniform", "--noise_rate=0.2", "--steps=60"))
-    self.assertEqual(
-      (uniform.noise, uniform.noise_rate, uniform.meta_size), ("symmetric", 0.2, 1000)
-    )
-    for step, rate in ((39, 0.1), (41, 0.01), (49, 0.01), (51, 0.001)):
-      self.assertAlmostEqual(float(_rates_of(uniform)(step)), rate, places=7)
-    hundred = _flags.config_of(_parse("--protocol=background", "--dataset=cifar100"))
-    self.assertEqual(hundred.meta_size, 1000)
-    for name in _config.PROTOCOLS:
-      _check.check(_flags.config_of(_parse(f"--protocol={name}")))
-
-  def test_epochs_replace_the_steps_of_a_protocol(self):
-    config = _flags.config_of(_parse("--protocol=background", "--epochs=2"))
-    self.assertEqual(config.num_steps(44_900), 2 * 449)
-
-  def test_steps_replace_the_epochs_of_a_protocol(self):
-    config = _flags.config_of(_parse("--protocol=long_tail", "--steps=2"))
-    _check.check(config)
-    self.assertEqual(config.num_steps(44_900), 2)
-
-  def test_cosine_ends_at_zero(self):
-    config = _flags.config_of(_parse("--schedule=cosine", "--steps=100", "--learning_rate=0.2"))
-    rates = _rates_of(config)
-    found = [float(rates(step)) for step in (0, 50, 100)]
-    np.testing.assert_allclose(found, [0.2, 0.1, 0], atol=1e-7)
-
-  def test_setting_names_what_was_left_to_the_default(self):
-    default = _config.Config(methods=("ce",))
-    given = dataclasses.replace(default, model="mlp", steps=600, meta_batch_size=20, seeds=(1,))
-    self.assertEqual(default.setting(), given.setting())
-    self.assertEqual(json.loads(json.dumps(given.setting())), given.setting())
-    self.assertEqual(dataclasses.replace(default, meta_size=7).num_meta(), 7)
-
-  @parameterized.parameters(
-    (_errors.RunError("a\nb"), 1, "a b"),
-    (
-      OSError(28, "No space left on device", "/x"),
-      1,
-      "no space left to write /x; free some, then the same command goes on from the last "
-      "checkpoint",
-    ),
-    (FileNotFoundError(2, "No such file", "/x"), 1, "/x vanished during the run (No such file)"),
-    (
-      _errors.StoppedError(signal.SIGTERM, "at step 3 of /x"),
-      143,
-      "stopped by SIGTERM at step 3 of /x; the state is saved, the same command goes on from there",
-    ),
-    (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
-    (ImportError("install it"), 2, "install it"),
-  )
-  def test_mistakes_become_one_line_and_a_status(self, error, status, line):
-    stderr = io.StringIO()
-    with contextlib.redirect_stderr(stderr), self.assertRaises(SystemExit) as raised:
-      _errors.exit_on_mistake(mock.Mock(side_effect=error))
-    self.assertEqual((raised.exception.code, stderr.getvalue()), (status, f"error: {line}\n"))
-
-
 class WorkdirTest(CommandTestCase):
   def test_life_of_a_workdir(self):
     run = functools.partial(_command, f"--workdir={self.workdir}", *_TINY)
@@ -491,7 +402,7 @@ class WorkdirTest(CommandTestCase):
 
 class RulesTest(parameterized.TestCase):
   def test_rules_are_the_chain_in_the_order_given(self):
-    config = _flags.config_of(_parse("--rules=class_balanced,focal,normalize"))
+    config = _flags.config_of(commands.flags_of("--rules=class_balanced,focal,normalize"))
     self.assertEqual(config.run_names(), ("class_balanced+focal+normalize",))
     task = _make_task(0)
     model = _model.make_model("mlp", 10, None)
@@ -518,7 +429,7 @@ class RulesTest(parameterized.TestCase):
     self.assertAlmostEqual(float(found.sum()), 5, places=5)
 
   def test_rule_that_needs_the_meta_batch_gets_it(self):
-    config = _flags.config_of(_parse("--rules=align,rectify,normalize", *_TINY))
+    config = _flags.config_of(commands.flags_of("--rules=align,rectify,normalize", *_TINY))
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
       summary = cifar_noisy.run(dataclasses.replace(config, workdir=root, pictures=False))
     self.assertGreater(summary["align+rectify+normalize"]["zero_weight_share"]["mean"], 0)
@@ -527,10 +438,6 @@ class RulesTest(parameterized.TestCase):
 @functools.cache
 def _make_task(seed):
   return _task.make_task(_config.Config(), data.load("digits"), seed)
-
-
-def _rates_of(config):
-  return _phases.make_rates(config.rate(), config.schedule, config.decay_at, config.num_steps(0))
 
 
 if __name__ == "__main__":

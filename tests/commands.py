@@ -8,7 +8,15 @@ import tempfile
 from absl import flags
 from absl.testing import parameterized
 
-from experiments import _errors
+from experiments import _errors, _flags
+
+
+def flags_of(*argv):
+  """The parsed command line of methods, of what all experiments with methods share."""
+  values = flags.FlagValues()
+  _flags.define_flags(values)
+  _errors.parse_flags(values, ("cifar_noisy", *argv))
+  return values
 
 
 def run(module, *argv):

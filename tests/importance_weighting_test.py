@@ -165,15 +165,15 @@ class CatsAndDogsTest(absltest.TestCase):
     images = np.clip(level + rng.normal(size=(120, 32, 32, 3)) * 20, 0, 255).astype(np.uint8)
     names = tuple("abcdefghij")
     dataset = data.Dataset("made", images, labels, images, labels, names, np.arange(120))
-    options = byrd_lipton.Options(images=8, epochs=6, batch_size=4, width=2, test_images=20)
-    drawn = byrd_lipton.Images(dataset, options, seed=0)
+    options = cats_dogs.Options(images=8, epochs=6, batch_size=4, width=2, test_images=20)
+    drawn = cats_dogs.Images(dataset, options, seed=0)
     cats, even, dogs = (
-      byrd_lipton.train(drawn, options, "undersampling", ratio) for ratio in (0.125, 1.0, 8.0)
+      cats_dogs.train(drawn, options, "undersampling", ratio) for ratio in (0.125, 1.0, 8.0)
     )
     self.assertLen(even["in_domain"], len(options.eval_epochs()))
     self.assertEqual(even["test_accuracy"][-1], 1.0)
     self.assertLess(cats["in_domain"][0], dogs["in_domain"][0])
-    cats, dogs = (byrd_lipton.train(drawn, options, "none", ratio) for ratio in (1 / 16, 16.0))
+    cats, dogs = (cats_dogs.train(drawn, options, "none", ratio) for ratio in (1 / 16, 16.0))
     self.assertLess(cats["in_domain"][0], dogs["in_domain"][0])
 
   def test_a_run_that_diverges_is_named_and_has_no_verdict(self):
@@ -182,7 +182,7 @@ class CatsAndDogsTest(absltest.TestCase):
       cats_dogs._called_dog(logits, absltest.mock.Mock(), "none, seed 0", np.zeros(2))
 
   def test_the_verdict_is_that_of_the_spreads(self):
-    options = byrd_lipton.Options(epochs=2, ratios=(16.0, 0.0625))
+    options = cats_dogs.Options(epochs=2, ratios=(16.0, 0.0625))
 
     def run(first, last):
       off = np.array([-0.3, 0.1, 0.2]) * np.sign(last - 0.5)  # of the seeds; on average right

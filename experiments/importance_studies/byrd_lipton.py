@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from experiments import _parts
-from experiments.importance_studies.cats_dogs import CONFIGURATIONS, Images, Options, train
+from experiments.importance_studies.cats_dogs import Images, Options, train
 from experiments.importance_studies.finding import Finding, at_least, at_most, style, words
 from reweight_jax import data
-
-__all__ = ["CONFIGURATIONS", "Images", "Options", "finding", "study", "train"]
 
 Runs = dict[float, dict[str, np.ndarray]]  # ratio -> name -> [seeds, evaluations]
 
@@ -26,6 +24,7 @@ def study(options: Options, data_dir: str | None, folder: pathlib.Path) -> Findi
   Raises:
     DataError: if CIFAR-10 cannot be read.
     UsageError: if the folder holds runs of other options.
+    DivergedError: if a run's logits are not finite; those before it are kept.
   """
   dataset = data.load("cifar10", data_dir)
   images = [Images(dataset, options, seed) for seed in options.seeds]

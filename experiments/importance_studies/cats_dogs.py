@@ -93,6 +93,9 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
 
   Under `undersampling` examples of one class are left out instead of weighing less. Every run takes
   the same number of steps.
+
+  Raises:
+    DivergedError: if a logit is not finite, naming the run and the epoch.
   """
   rng = np.random.default_rng([images.seed, 1])
   kept, weights = np.arange(len(images.labels)), class_weights(images.labels, ratio)
@@ -100,8 +103,9 @@ def train(images: Images, options: Options, configuration: str, ratio: float) ->
     shares = np.minimum(1, np.array([1 / ratio, ratio]))  # of cats, of dogs
     counts = np.maximum(1, np.round(shares * np.bincount(images.labels))).astype(int)
     kept = np.concatenate([np.flatnonzero(images.labels == c)[: counts[c]] for c in (0, 1)])
-    weights, configuration = np.ones(2), "none"
-  step, evaluate, init = _built(options, configuration)
+    weights = np.ones(2)
+  net = "none" if configuration == "undersampling" else configuration  # of which it is one
+  step, evaluate, init = _built(options, net)
   state = init(jax.random.key(images.seed))
   fixed = tuple(map(jnp.asarray, (images.inputs, images.labels, weights.astype(np.float32))))
   steps_of_epoch = len(images.labels) // options.batch_size
@@ -166,7 +170,7 @@ def _built(options: Options, configuration: str) -> tuple[Any, Any, Any]:
 
 
 def _called_dog(evaluate: Any, state: Any, name: str, inputs: np.ndarray) -> np.ndarray:
-  """`[images]` bool; raises DivergedError if a logit is no number."""
+  """`[images]` bool; raises DivergedError if a logit is not finite."""
   logits = evaluate(state.params, state.model_state, inputs)
   if not np.isfinite(logits).all():
     raise DivergedError(f"{name}: the logits are not finite; lower --byrd_lipton_learning_rate")
